@@ -1,0 +1,41 @@
+# Every user-facing command; `make` alone prints this list.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell $(p) -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && echo $(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CLI := $(BIN)/crystalformer
+TARGET ?= shear
+flag = $(if $(2),--$(1) $(2))
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 on PATH; set PYTHON=/path/to/python" >&2; exit 2; }
+	@echo "Installing the pinned environment into $(VENV) (once; a few minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+.PHONY: help setup train tune data predict dashboard submit down test check lint types bench manifests image
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## the environment in .venv, from pinned versions
+
+train: $(READY) ## train and test: TARGET=shear [DATASET=..] [EPOCHS=..] [WORKERS=..] [ARGS="--lr 0.001 .."]
+	@$(CLI) train --target $(TARGET) $(call flag,dataset,$(DATASET)) $(call flag,epochs,$(EPOCHS)) $(call flag,num_workers,$(WORKERS)) $(ARGS)
+
+data: $(READY) ## download and preprocess a data set: DATASET=jarvis__megnet-shear
+	@$(CLI) prepare $(DATASET) $(ARGS)
+
+test: $(READY) ## the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## ruff
+	@$(BIN)/ruff check .
+
+types: $(READY) ## mypy, strict
+	@$(BIN)/mypy
+
+check: lint types test ## what CI runs: lint, types, import direction, tests

@@ -1,0 +1,1 @@
+"""Training and everything around it: the command line, Ray Train, DeepSpeed, run folders."""

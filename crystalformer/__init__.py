@@ -1,0 +1,1 @@
+"""Crystalformer as a plain torch library: no Ray, no DeepSpeed."""
