@@ -51,7 +51,8 @@ def _require(condition: bool, name: str, value: object, allowed: str) -> None:  
 
 def _coerce_fields(config: Any) -> None:  # noqa: ANN401 - any of the sections
     """Give every field the type its annotation promises, or raise ValueError."""
-    for spec in specs_of(type(config)):
+    config_type: type = type(config)
+    for spec in specs_of(config_type):
         object.__setattr__(config, spec.name, coerce(spec, getattr(config, spec.name)))
 
 

@@ -74,15 +74,16 @@ def coerce(spec: FieldSpec, value: object) -> Any:  # noqa: ANN401 - the type is
 
 
 def _coerce_one(spec: FieldSpec, item: object, whole: object) -> bool | int | float | str:
-    if spec.kind is bool and isinstance(item, bool):
-        return item
-    if spec.kind is int and isinstance(item, Integral) and not isinstance(item, bool):
+    if isinstance(item, bool):
+        if spec.kind is bool:
+            return item
+    elif spec.kind is int and isinstance(item, Integral):
         return int(item)
-    if spec.kind is float:
+    elif spec.kind is float:
         number = _to_float(item)
         if math.isfinite(number):
             return number
-    if spec.kind is str and isinstance(item, str):
+    elif spec.kind is str and isinstance(item, str):
         text = item.strip()
         if not spec.choices or text in spec.choices:
             return text
@@ -91,7 +92,7 @@ def _coerce_one(spec: FieldSpec, item: object, whole: object) -> bool | int | fl
 
 def _to_float(item: object) -> float:
     """``item`` as a float; NaN where it is none."""
-    if isinstance(item, Real) and not isinstance(item, bool):
+    if isinstance(item, Real):
         return float(item)
     try:
         return float(item) if isinstance(item, str) else math.nan
