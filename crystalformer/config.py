@@ -88,10 +88,10 @@ class ModelConfig:
     pre_pooling_op: PrePoolingOp = field(default="no", metadata=_meta("operation on atoms before pooling"))
     num_targets: int = field(default=1, metadata=_meta("properties predicted at once"))
     cutoff_sigmas: float = field(
-        default=5.0,
+        default=6.0,
         metadata=_meta(
             "truncation tolerance: an atom sums images within this many widths of its own widest Gaussian "
-            "(5 keeps the output within 1e-6 of the infinite sum)"
+            "(6 keeps the output within 1e-6 of the infinite sum)"
         ),
     )
 

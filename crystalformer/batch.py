@@ -1,0 +1,235 @@
+"""CrystalBatch: several crystals packed one after another, without padding.
+
+Legend of shapes used all over this package
+    B crystals · N atoms of all crystals · S shells (see neighbors.py) · H heads · D features a head · K radial bases
+Units: lengths Å, atomic numbers 1..98 (0 marks a disordered site), occupancies 0..1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crystalformer.config import MAX_ATOMIC_NUMBER
+from crystalformer.neighbors import Shells, find_shells
+
+if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Disorder:
+    """The species of disordered sites; a site's atomic number in the batch is then 0.
+
+    atom (X,) index of the site in the packed atoms; atomic_number (X,) 1..98; occupancy (X,) in (0, 1].
+    """
+
+    atom: Tensor
+    atomic_number: Tensor
+    occupancy: Tensor
+
+    def to(self, device: torch.device) -> Disorder:
+        """The same on another device."""
+        return Disorder(
+            atom=self.atom.to(device),
+            atomic_number=self.atomic_number.to(device),
+            occupancy=self.occupancy.to(device),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedShells:
+    """The shells of every crystal of a batch, packed like its atoms (neighbors.Shells, atoms renumbered).
+
+    radius: Å. ptr (N+1,) int64; neighbor (S,) int64 index of the packed atoms; distance (S,) float64 Å;
+    count (S,) int64. ``cache`` keeps what an attention backend derives from the list (block plans, radial features),
+    so that every layer shares it.
+    """
+
+    radius: float
+    ptr: Tensor
+    neighbor: Tensor
+    distance: Tensor
+    count: Tensor
+    cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def pack(cls, shells: Sequence[Shells], sizes: Sequence[int], radius: float) -> PackedShells:
+        """Join the lists of single crystals of ``sizes`` atoms."""
+        starts = np.concatenate([[0], np.cumsum(sizes)])[:-1]
+        rows = np.array([len(s.neighbor) for s in shells])
+        row_starts = np.concatenate([[0], np.cumsum(rows)])
+        ptr = [s.ptr[:-1] + start for s, start in zip(shells, row_starts, strict=False)]
+        neighbor = np.concatenate([s.neighbor for s in shells]) + np.repeat(starts, rows)
+        return cls(
+            radius=radius,
+            ptr=torch.from_numpy(np.concatenate([*ptr, row_starts[-1:]]).astype(np.int64)),
+            neighbor=torch.from_numpy(neighbor.astype(np.int64)),
+            distance=torch.from_numpy(np.concatenate([s.distance for s in shells])),
+            count=torch.from_numpy(np.concatenate([s.count for s in shells]).astype(np.int64)),
+        )
+
+    def to(self, device: torch.device) -> PackedShells:
+        """The same list on another device, with an empty cache."""
+        return replace(
+            self,
+            ptr=self.ptr.to(device),
+            neighbor=self.neighbor.to(device),
+            distance=self.distance.to(device),
+            count=self.count.to(device),
+            cache={},
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrystalBatch:
+    """B crystals with N atoms in all.
+
+    positions (N, 3) float64 Cartesian Å; atomic_numbers (N,) int64, 0 for a disordered site; lattice (B, 3, 3)
+    float64, rows Å; sizes (B,) int64 atoms of each crystal. Geometry stays float64 whatever the model's dtype.
+    """
+
+    positions: Tensor
+    atomic_numbers: Tensor
+    lattice: Tensor
+    sizes: Tensor
+    disorder: Disorder | None = None
+    _shells: dict[float, PackedShells] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        positions: Any,  # noqa: ANN401 - anything torch.as_tensor reads
+        atomic_numbers: Any,  # noqa: ANN401
+        lattice: Any,  # noqa: ANN401
+        sizes: Any,  # noqa: ANN401
+        disorder: Disorder | None = None,
+    ) -> CrystalBatch:
+        """A batch from arrays or tensors of the shapes above; ValueError says which of them does not fit."""
+        batch = cls(
+            positions=torch.as_tensor(positions, dtype=torch.float64),
+            atomic_numbers=torch.as_tensor(atomic_numbers, dtype=torch.int64),
+            lattice=torch.as_tensor(lattice, dtype=torch.float64),
+            sizes=torch.as_tensor(sizes, dtype=torch.int64),
+            disorder=disorder,
+        )
+        batch._check()
+        return batch
+
+    @classmethod
+    def from_structures(cls, structures: Iterable[Structure]) -> CrystalBatch:
+        """A batch of pymatgen Structures, ordered or disordered."""
+        crystals = [structure for structure in structures]
+        if not crystals:
+            raise ValueError("structures must hold at least one crystal, got none")
+        sites = [site for crystal in crystals for site in crystal]
+        species = [[(int(element.Z), float(part)) for element, part in site.species.items()] for site in sites]
+        ordered = [len(parts) == 1 and parts[0][1] == 1.0 for parts in species]
+        mixed = [(a, z, part) for a, parts in enumerate(species) if not ordered[a] for z, part in parts]
+        disorder = None
+        if mixed:
+            atom, number, part = (list(column) for column in zip(*mixed, strict=True))
+            disorder = Disorder(
+                atom=torch.tensor(atom),
+                atomic_number=torch.tensor(number),
+                occupancy=torch.tensor(part, dtype=torch.float64),
+            )
+        return cls.from_arrays(
+            np.concatenate([crystal.cart_coords for crystal in crystals]),
+            [parts[0][0] if whole else 0 for parts, whole in zip(species, ordered, strict=True)],
+            np.stack([crystal.lattice.matrix for crystal in crystals]),
+            [len(crystal) for crystal in crystals],
+            disorder,
+        )
+
+    def _check(self) -> None:
+        n, b = len(self.atomic_numbers), len(self.sizes)
+        expected = {"positions": (n, 3), "atomic_numbers": (n,), "lattice": (b, 3, 3), "sizes": (b,)}
+        for name, shape in expected.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise ValueError(f"{name} must have the shape {shape}, got {tuple(getattr(self, name).shape)}")
+        if b == 0 or int(self.sizes.min()) < 1 or int(self.sizes.sum()) != n:
+            raise ValueError(f"sizes must be at least 1 each and sum to the {n} atoms, got {self.sizes.tolist()}")
+        for name in ("positions", "lattice"):
+            if not bool(torch.isfinite(getattr(self, name)).all()):
+                raise ValueError(f"{name} must be finite numbers")
+        lowest = 1 if self.disorder is None else 0
+        if n and not lowest <= int(self.atomic_numbers.min()) <= int(self.atomic_numbers.max()) <= MAX_ATOMIC_NUMBER:
+            raise ValueError(
+                f"atomic_numbers must be between {lowest} and {MAX_ATOMIC_NUMBER} (H to Cf), got "
+                f"{int(self.atomic_numbers.min())} to {int(self.atomic_numbers.max())}"
+            )
+        if self.disorder is not None:
+            self._check_disorder(self.disorder, n)
+
+    def _check_disorder(self, disorder: Disorder, n: int) -> None:
+        atom, number = disorder.atom, disorder.atomic_number
+        if len(atom) == 0 or int(atom.min()) < 0 or int(atom.max()) >= n:
+            raise ValueError(f"disorder.atom must hold indices of the {n} atoms")
+        if int(number.min()) < 1 or int(number.max()) > MAX_ATOMIC_NUMBER:
+            raise ValueError(f"disorder.atomic_number must be between 1 and {MAX_ATOMIC_NUMBER}")
+        has_species = torch.zeros(n, dtype=torch.bool).index_fill_(0, atom, value=True)
+        if not torch.equal(has_species, self.atomic_numbers == 0):
+            raise ValueError("disorder must list the species of exactly the atoms whose atomic number is 0")
+
+    @property
+    def num_atoms(self) -> int:
+        """N."""
+        return len(self.atomic_numbers)
+
+    @property
+    def num_crystals(self) -> int:
+        """B."""
+        return len(self.sizes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.positions.device
+
+    @property
+    def crystal(self) -> Tensor:
+        """(N,) int64: the crystal that each atom belongs to."""
+        return torch.repeat_interleave(
+            torch.arange(self.num_crystals, device=self.device), self.sizes, output_size=self.num_atoms
+        )
+
+    def to(self, device: torch.device | str) -> CrystalBatch:
+        """The same batch on another device, shell lists included."""
+        device = torch.device(device)
+        return CrystalBatch(
+            positions=self.positions.to(device),
+            atomic_numbers=self.atomic_numbers.to(device),
+            lattice=self.lattice.to(device),
+            sizes=self.sizes.to(device),
+            disorder=None if self.disorder is None else self.disorder.to(device),
+            _shells={radius: shells.to(device) for radius, shells in self._shells.items()},
+        )
+
+    def attach_shells(self, shells: PackedShells) -> None:
+        """Hand over lists found beforehand (a training run finds each crystal's once)."""
+        if len(shells.ptr) != self.num_atoms + 1:
+            raise ValueError(f"shells must cover {self.num_atoms} atoms, got {len(shells.ptr) - 1}")
+        self._shells[shells.radius] = shells
+
+    def shells(self, radius: float) -> PackedShells:
+        """The shells within ``radius`` (Å) or more, found on first use and kept with the batch."""
+        enough = [known for known in self._shells if known >= radius]
+        if enough:
+            return self._shells[min(enough)]
+        sizes = self.sizes.tolist()
+        positions = self.positions.cpu().numpy()
+        lattice = self.lattice.cpu().numpy()
+        ends = np.cumsum(sizes)
+        found = [
+            find_shells(positions[end - size : end], cell, radius)
+            for size, end, cell in zip(sizes, ends, lattice, strict=True)
+        ]
+        packed = PackedShells.pack(found, sizes, radius).to(self.device)
+        self._shells[radius] = packed
+        return packed

@@ -1,0 +1,145 @@
+"""Attention module and encoder block. Legend of shapes: batch.py; model_dim = H*D."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from crystalformer.batch import CrystalBatch
+from crystalformer.config import ModelConfig, PositiveFunction
+from crystalformer.ops import RadialBasis, periodic_attention
+
+AllReduce = Callable[[Tensor], Tensor]
+"""Sums a small float64 tensor over all workers."""
+
+
+def positive(x: Tensor, function: PositiveFunction, lower: float) -> Tensor:
+    """rho(x) >= lower (model.md, section 1): elementwise, any shape."""
+    b, beta = lower, function.beta
+    if function.name == "elu":
+        return (1 - b) * functional.elu(x * (beta / (1 - b))) + 1.0
+    if function.name == "abs":
+        return (1 - b) * x.abs() + b
+    if function.name == "exp":
+        return (1 - b) * torch.exp(x * (beta / (1 - b))) + b
+    if function.name == "softplus":
+        shift = math.log(math.expm1(beta * (1 - b))) / beta
+        return functional.softplus(x + shift, beta=beta) + b
+    slope = beta * (1 + b) / (1 - b)
+    return (1 / b - b) * torch.sigmoid(x * slope + math.log(b)) + b
+
+
+class PeriodicAttention(nn.Module):
+    """Multi-head attention over the infinite crystal, real space (model.md, section 1)."""
+
+    statistics: Tensor
+
+    def __init__(self, config: ModelConfig, layer: int, backend: str = "auto") -> None:
+        super().__init__()
+        dim, heads = config.model_dim, config.head_num
+        self.config, self.layer, self.backend = config, layer, backend
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+        self.gauss_direction = nn.Parameter(torch.empty(heads, config.head_dim))
+        self.radial = _radial_basis(config, layer)
+        self.radial_weight: nn.Parameter | None = None
+        if self.radial is not None:
+            shape = (heads if config.value_pe_headed else 1, config.head_dim, self.radial.count)
+            self.radial_weight = nn.Parameter(torch.empty(shape))
+        # (s, t): frozen at the first training batch; s = 0 says that this has not happened yet.
+        self.register_buffer("statistics", torch.zeros(2))
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """T-Fixup's scheme without layer norm (model.md, section 3)."""
+        gain = 0.67 * self.config.num_layers**-0.25
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+        with torch.no_grad():
+            self.v_proj.weight.mul_(gain)
+            self.out_proj.weight.mul_(gain)
+        nn.init.normal_(self.gauss_direction, std=self.config.head_dim**-0.5)
+        if self.radial_weight is not None:
+            matrix = self.radial_weight.detach().view(-1, self.radial_weight.shape[-1])
+            nn.init.xavier_uniform_(matrix, gain=matrix.shape[-1] ** -0.5)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether s and t were taken from a first training batch (or loaded)."""
+        return bool(self.statistics[0] != 0)
+
+    def freeze_statistics(self, x: Tensor, all_reduce: AllReduce | None = None) -> None:
+        """Set s and t from the features x (N, model_dim) of the first training batch, over all workers and heads."""
+        q = self.q_proj(x).view(len(x), self.config.head_num, -1)
+        a = (q * self.gauss_direction).sum(-1).double()
+        sums = torch.stack([a.sum(), a.square().sum(), a.new_tensor(float(a.numel()))])
+        total, squares, count = (sums if all_reduce is None else all_reduce(sums)).unbind()
+        mean = total / count
+        variance = (squares - count * mean.square()) / (count - 1)
+        if not bool(variance > 0):
+            raise ValueError("the first training batch has no spread in its Gaussian parameters; is it one atom?")
+        self.statistics.copy_(torch.stack([variance.rsqrt(), -mean]))
+
+    def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
+        """(N, model_dim) from the atoms' features x (N, model_dim)."""
+        config = self.config
+        n, heads = len(x), config.head_num
+        q, k, v = (p(x).view(n, heads, -1) for p in (self.q_proj, self.k_proj, self.v_proj))
+        rho = self._precision(q, config.gauss_lb_real)
+        y = periodic_attention(
+            q,
+            k,
+            v,
+            rho,
+            batch,
+            scale=config.layer_scale_real(self.layer),
+            rho_min=config.gauss_lb_real,
+            radial=self.radial,
+            weight=self.radial_weight,
+            cutoff_sigmas=config.cutoff_sigmas,
+            backend=self.backend,
+        )
+        output: Tensor = self.out_proj(y.reshape(n, -1))
+        return output
+
+    def _precision(self, q: Tensor, lower: float) -> Tensor:
+        """rho (N, H) = rho(s (omega_h q_ih + t))."""
+        scale, shift = self.statistics.unbind()
+        a = (q * self.gauss_direction).sum(-1)
+        return positive(torch.where(scale == 0, a, scale * (a + shift)), self.config.positive, lower)
+
+
+def _radial_basis(config: ModelConfig, layer: int) -> RadialBasis | None:
+    if config.value_pe_dist_real == 0:
+        return None
+    r_max, count = config.radial_max(layer), config.value_pe_dist_real
+    return RadialBasis(count=count, r_max=r_max, width=config.value_pe_width_scale * r_max / count)
+
+
+class EncoderBlock(nn.Module):
+    """x <- x + attention(x); x <- x + W2 relu(W1 x + b1) + b2. No layer norm."""
+
+    def __init__(self, config: ModelConfig, layer: int, backend: str = "auto") -> None:
+        super().__init__()
+        self.attention = PeriodicAttention(config, layer, backend)
+        self.linear1 = nn.Linear(config.model_dim, config.ff_dim)
+        self.linear2 = nn.Linear(config.ff_dim, config.model_dim)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            with torch.no_grad():
+                linear.weight.mul_(0.67 * config.num_layers**-0.25)
+
+    def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
+        """(N, model_dim) from x (N, model_dim)."""
+        x = x + self.attention(x, batch)
+        hidden = self.linear2(functional.relu(self.linear1(x)))
+        result: Tensor = x + hidden
+        return result

@@ -1,0 +1,112 @@
+"""Crystalformer: embedding, encoder, pooling and head (model.md, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from crystalformer.batch import CrystalBatch
+from crystalformer.config import MAX_ATOMIC_NUMBER, ModelConfig
+from crystalformer.layers import AllReduce, EncoderBlock
+
+
+class Crystalformer(nn.Module):
+    """Predicts ``config.num_targets`` properties of each crystal of a batch.
+
+    ``backend``: the attention backend of all layers (see ops.periodic_attention).
+    """
+
+    def __init__(self, config: ModelConfig, *, backend: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Parameter(torch.empty(MAX_ATOMIC_NUMBER, config.model_dim))
+        nn.init.normal_(self.embedding, std=config.model_dim**-0.5 * (9 * config.num_layers) ** -0.25)
+        self.blocks = nn.ModuleList(EncoderBlock(config, layer, backend) for layer in range(config.num_layers))
+        widths = list(config.embedding_dim)
+        self.pre_pooling, pooled = _pre_pooling(config, widths)
+        self.head = _head(config, pooled, widths)
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters, as the authors count them: with three frozen scalars a layer."""
+        return sum(p.numel() for p in self.parameters()) + 3 * self.config.num_layers
+
+    def forward(self, batch: CrystalBatch) -> Tensor:
+        """(B, num_targets), normalized as the targets it was trained on.
+
+        The first call in training mode freezes s and t on that batch (``freeze_statistics``).
+        """
+        if self.training and not all(block.attention.frozen for block in self.blocks):  # type: ignore[union-attr]
+            self.freeze_statistics(batch)
+        batch.shells(self.config.neighbor_radius)
+        x = self.embed(batch)
+        for block in self.blocks:
+            x = block(x, batch)
+        output: Tensor = self.head(self._pool(self.pre_pooling(x), batch))
+        return output
+
+    def embed(self, batch: CrystalBatch) -> Tensor:
+        """(N, model_dim): the element's row, or the occupancy-weighted sum of a disordered site's rows."""
+        rows = (batch.atomic_numbers - 1).clamp_min(0)
+        if batch.disorder is None:
+            return self.embedding[rows]
+        species = batch.disorder
+        ordered = self.embedding[rows] * (batch.atomic_numbers > 0).unsqueeze(-1).to(self.embedding)
+        mixed = self.embedding[species.atomic_number - 1] * species.occupancy.unsqueeze(-1).to(self.embedding)
+        return ordered.index_add(0, species.atom, mixed)
+
+    @torch.no_grad()
+    def freeze_statistics(self, batch: CrystalBatch, all_reduce: AllReduce | None = None) -> None:
+        """Set every layer's s and t from the first training batch.
+
+        In distributed training ``batch`` is this worker's part of the global first batch and ``all_reduce`` sums a
+        tensor over the workers; all of them then hold the same numbers.
+        """
+        batch.shells(self.config.neighbor_radius)
+        x = self.embed(batch)
+        for block in self.blocks:
+            block.attention.freeze_statistics(x, all_reduce)  # type: ignore[union-attr, operator]
+            x = block(x, batch)
+
+    def load_reference_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load weights under the authors' keys (reference_keys.py); KeyError or ValueError name what does not fit."""
+        from crystalformer.reference_keys import from_reference
+
+        self.load_state_dict(from_reference(state_dict, self))
+
+    def _pool(self, x: Tensor, batch: CrystalBatch) -> Tensor:
+        """(B, F) mean or maximum of x (N, F) over each crystal's atoms."""
+        if self.config.pooling == "avr":
+            total = x.new_zeros(batch.num_crystals, x.shape[1]).index_add(0, batch.crystal, x)
+            return total / batch.sizes.unsqueeze(-1).to(x)
+        atoms = batch.crystal.unsqueeze(-1).expand(-1, x.shape[1])
+        empty = x.new_zeros(batch.num_crystals, x.shape[1])
+        return empty.scatter_reduce(0, atoms, x, "amax", include_self=False)
+
+
+def _pre_pooling(config: ModelConfig, widths: list[int]) -> tuple[nn.Module, int]:
+    """The operation on atoms before pooling and the features it gives; a projection takes the first of ``widths``."""
+    if config.pre_pooling_op == "no":
+        return nn.Identity(), config.model_dim
+    if config.pre_pooling_op == "relu":
+        return nn.ReLU(), config.model_dim
+    width = widths.pop(0)
+    linear = nn.Linear(config.model_dim, width)
+    if config.pre_pooling_op == "w+relu":
+        return nn.Sequential(linear, nn.ReLU()), width
+    return nn.Sequential(linear, _norm(config, width), nn.ReLU()), width
+
+
+def _norm(config: ModelConfig, width: int) -> nn.Module:
+    return nn.BatchNorm1d(width) if config.norm_type == "bn" else nn.Identity()
+
+
+def _head(config: ModelConfig, pooled: int, widths: list[int]) -> nn.Sequential:
+    """[Linear, norm, ReLU] for each width, then Linear to the targets."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(pooled, width), _norm(config, width), nn.ReLU()]
+        pooled = width
+    return nn.Sequential(*layers, nn.Linear(pooled, config.num_targets))
