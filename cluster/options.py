@@ -1,0 +1,92 @@
+"""Command-line options from the config dataclasses: every setting is a flag, flags win over a --config file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.config import ALIASES, SECTIONS, TrainConfig, canonical_names, flat_fields, load_flat, section_fields
+from cluster.errors import UserError
+from cluster.fields import FieldSpec, Required, parse_words
+
+_TITLES = {
+    "model": "model",
+    "data": "data",
+    "optim": "optimization",
+    "scale": "workers and hardware",
+    "run": "run",
+}
+_METAVARS = {int: "N", float: "X", str: "NAME", bool: "true|false"}
+
+
+def add_config_options(parser: argparse.ArgumentParser, sections: Sequence[str] = tuple(SECTIONS)) -> None:
+    """Add --config and a flag for every setting of the sections, with the authors' spellings, in groups."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=None,
+        help="YAML file of settings (a run's config.yaml); flags win over it",
+    )
+    parser.usage = "%(prog)s [options]"
+    spellings = {name: alias for alias, name in ALIASES.items()}
+    for section in sections:
+        group = parser.add_argument_group(_TITLES[section])
+        for spec in section_fields(section):
+            _add_flag(group, spec.name, spec, _help_text(spec, spellings.get(spec.name)))
+            if spec.name in spellings:
+                _add_flag(group, spellings[spec.name], spec, argparse.SUPPRESS)
+
+
+def _add_flag(group: argparse._ArgumentGroup, name: str, spec: FieldSpec, help_text: str) -> None:
+    """A flag that stores its words as text; ``read_settings`` gives them their type."""
+    metavar = "{" + ",".join(spec.choices) + "}" if spec.choices else _METAVARS[spec.kind]
+    shape: dict[str, Any] = {"nargs": 1}
+    if spec.many:
+        shape = {"nargs": "+"}
+    elif spec.kind is bool:
+        shape = {"nargs": "?", "const": "true"}
+    group.add_argument(f"--{name}", dest=name, metavar=metavar, default=argparse.SUPPRESS, help=help_text, **shape)
+
+
+def _help_text(spec: FieldSpec, alias: str | None) -> str:
+    notes = [spec.unit] if spec.unit else []
+    notes.append("required" if spec.default is Required else f"default {_shown(spec.default)}")
+    if alias is not None:
+        notes.append(f"also --{alias}")
+    return f"{spec.help} ({'; '.join(notes)})".replace("%", "%%")
+
+
+def _shown(value: object) -> str:
+    """A default as it would be typed."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return " ".join(_shown(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def read_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings given on the command line and in the file of --config, by our names, each of the right type.
+
+    Raises UserError for a wrong type, a setting given under two names, or an unreadable file.
+    """
+    settings = load_flat(args.config) if args.config is not None else {}
+    words = {key: value for key, value in vars(args).items() if key in flat_fields() or key in ALIASES}
+    try:
+        for name, given in canonical_names(words).items():
+            settings[name] = parse_words(flat_fields()[name], [given] if isinstance(given, str) else given)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return settings
+
+
+def read_config(args: argparse.Namespace) -> TrainConfig:
+    """The TrainConfig of a command line. Raises UserError naming the setting, the value and what is allowed."""
+    settings = read_settings(args)
+    try:
+        return TrainConfig.from_flat(settings)
+    except ValueError as error:
+        raise UserError(str(error)) from error
