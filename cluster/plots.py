@@ -13,6 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cluster.report import with_unit
+
 Array = npt.NDArray[np.floating[Any]]
 
 _INK = "#1b4965"
@@ -64,7 +66,7 @@ def _draw_parity(axes: Axes, name: str, unit: str, truth: Array, prediction: Arr
 def _summary(unit: str, truth: Array, prediction: Array) -> str:
     residual, spread = prediction - truth, truth - truth.mean()
     total = float((spread**2).sum())
-    lines = [f"MAE {np.abs(residual).mean():.4g} {_pretty(unit)}".rstrip()]
+    lines = [f"MAE {_pretty(with_unit(float(np.abs(residual).mean()), unit))}"]
     if total > 0:
         lines.append(f"R² {1 - float((residual**2).sum()) / total:.3f}")
     return "\n".join([*lines, f"{truth.size} crystals"])
@@ -127,7 +129,7 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _label(text: str, unit: str) -> str:
-    return f"{text} [{_pretty(unit)}]" if unit else text
+    return text if unit in ("", "1") else f"{text} [{_pretty(unit)}]"
 
 
 def _pretty(unit: str) -> str:

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 
+from cluster.report import with_unit
+
 STEP_LINE_SECONDS = 60.0
 """Elsewhere than on a terminal, a long epoch says where it is this often."""
 
@@ -108,8 +110,8 @@ class Progress:
             texts.append(f"loss {row['train_loss']:.4f}")
         for name, value in (row.get("val_mae") or {}).items():
             if value is not None:
-                unit = f" {self._units.get(name, '')}".rstrip()
-                texts.append(f"val_mae {name} {value:.4f}{unit}" if self._wide else f"val {name} {value:.4f}")
+                shown = with_unit(value, self._units.get(name, ""))
+                texts.append(f"val_mae {name} {shown}" if self._wide else f"val {name} {value:.4f}")
         if row.get("structures_per_s") is not None:
             texts.append(f"{row['structures_per_s']:.0f}{' structures/s' if self._wide else '/s'}")
         return texts

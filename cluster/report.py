@@ -180,6 +180,11 @@ def scalars_of(row: Mapping[str, Any]) -> list[tuple[str, float]]:
     return found
 
 
+def with_unit(value: float, unit: str) -> str:
+    """A number as it is shown to people: four decimals and its unit, none where it is ``1`` (dimensionless)."""
+    return f"{value:.4f}" if unit in ("", "1") else f"{value:.4f} {unit}"
+
+
 def write_predictions(
     run_dir: str | Path,
     material_ids: Sequence[str],

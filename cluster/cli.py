@@ -1,0 +1,87 @@
+"""The ``crystalformer`` command: finds the command, turns the user's mistakes into one line and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+from cluster.commands import MODULES
+from cluster.errors import UserError
+from cluster.parser import Parser, normalize
+from data_pipeline.errors import DataError
+
+DESCRIPTION = "Train Crystalformer and predict with it: properties of crystals from their structures."
+_DEBUG: dict[str, Any] = {
+    "action": "store_true",
+    "default": argparse.SUPPRESS,
+    "help": "show a traceback for every error",
+}
+EXIT_OK = 0
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class Command(Protocol):
+    """What a module of ``cluster.commands`` offers."""
+
+    HELP: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's options."""
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Do it; raises UserError or DataError for what the user got wrong."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (the process's own where None) and give its exit status: 0, 2 or 130."""
+    words = normalize(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _parse(words)
+        args.command.run(args)
+    except (UserError, DataError) as error:
+        if "--debug" in words:
+            raise
+        return _fail(f"error: {' '.join(str(error).split())}", EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has left; nothing more can be said to it, also not at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as stop:  # argparse's way to end after --help
+        return EXIT_OK if stop.code is None else int(stop.code)
+    return EXIT_OK
+
+
+def _fail(line: str, status: int) -> int:
+    sys.stderr.write(line + "\n")
+    return status
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """The namespace of the command that the words name; its module is ``command``."""
+    parser = Parser(prog="crystalformer", description=DESCRIPTION)
+    parser.add_argument("--debug", **_DEBUG)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command_name")
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    commands: dict[str, Command] = {}
+    for name, module in MODULES.items():
+        commands[name] = cast(Command, importlib.import_module(module))
+        command_parser = subparsers.add_parser(
+            name, help=commands[name].HELP, description=commands[name].HELP.capitalize() + "."
+        )
+        if name == chosen:
+            commands[name].add_arguments(command_parser)
+        command_parser.add_argument("--debug", **_DEBUG)
+    if chosen is None:
+        parser.parse_args([*words, "--help"])
+    args, unknown = parser.parse_known_args(list(words))
+    chosen_parser: Parser = subparsers.choices[args.command_name]
+    if unknown:
+        chosen_parser.refuse(unknown)
+    args.command = commands[args.command_name]
+    return args

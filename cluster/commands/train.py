@@ -1,0 +1,75 @@
+"""``crystalformer train``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.errors import UserError
+from cluster.log import say
+
+if TYPE_CHECKING:
+    from cluster.config import TrainConfig
+    from cluster.report import RunResult
+
+HELP = "train a model, test it and write a run folder"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every setting of TrainConfig is an option."""
+    from cluster.options import add_config_options
+
+    add_config_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check everything that can be checked without Ray, train, and say where the run is and how good it is."""
+    from cluster.options import read_config
+
+    config = read_config(args)
+    check_deepspeed_file(config.scale.deepspeed)
+    config = find_data(config)
+    from cluster.trainer import train  # Ray and DeepSpeed take seconds to import
+
+    say("\n".join(summary(train(config))))
+
+
+def find_data(config: TrainConfig) -> TrainConfig:
+    """The config with the data set and targets under their own names, and with a run_name.
+
+    Raises DataError where there is no such data set or target.
+    """
+    from data_pipeline.datasets import resolve
+
+    found = resolve(config.data.dataset, config.data.target, Path(config.data.data_dir))
+    return config.resolved(dataset=found.name, target=found.target_names, now=datetime.now())
+
+
+def check_deepspeed_file(path: str | None) -> None:
+    """Raise UserError unless ``path`` is None or a JSON file that holds an object."""
+    if path is None:
+        return
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"deepspeed: {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"deepspeed: {path}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"deepspeed: {path} must hold a JSON object of settings, got {type(content).__name__}")
+
+
+def summary(result: RunResult) -> list[str]:
+    """What the user is told at the end: run folder, errors with units, time."""
+    from cluster.report import with_unit
+
+    lines = [f"run folder  {result.run_dir}"]
+    weights = {f"best validation, epoch {result.best_epoch}": result.test_mae, "averaged": result.test_mae_swa}
+    for label, errors in weights.items():
+        for target, error in errors.items():
+            lines.append(f"test MAE    {target} {with_unit(error, result.units[target])} ({label} weights)")
+    lines.append(f"time        {timedelta(seconds=round(result.wall_seconds))}")
+    return lines
