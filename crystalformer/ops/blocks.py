@@ -1,9 +1,9 @@
 """How the torch backend walks a batch: blocks of query atoms, each with its keys and its padded shells.
 
 A block is a run of whole small crystals or a part of one large crystal. Inside it, everything is dense: scores are
-one (queries x keys) product a head, and every query atom has the same number of shell rows, padded at a distance where
-weights vanish. Crystals are put in order of their shells an atom, so padding stays small. Rows are sorted by distance,
-so a block stops where its own Gaussians end by taking a shorter slice.
+one (queries x keys) product a head, and every query atom has the same number of shell rows, padded at a distance
+where weights vanish. Crystals are put in order of their shells an atom, so padding stays small. Rows are sorted by
+distance, so a block stops where its own Gaussians end by taking a shorter slice.
 
 Legend: A query atoms and J keys of a block, M shell rows an atom, R = sum over blocks of A*M; others as in batch.py.
 """
@@ -22,7 +22,11 @@ QUERIES = 64
 """Atoms a block aims at: (A x M x H) floats then stay in the second-level cache."""
 
 PADDING_DISTANCE = 1e4
-"""Å. Squared it stays finite in float32 and its Gaussian is exactly zero."""
+"""Å. Sorts padding behind every real row."""
+
+PADDING_LOG_COUNT = -1e4
+"""A padded row's log of images: its weight vanishes. Its squared distance is 0, not 1e8: weights are cut off at 1e-14
+in float32 (radial.lowest_exponent), and 1e-14 times 1e8 is no small part of the precision's gradient."""
 
 FEATURE_LIMIT = 2**28
 """Radial features (numbers) kept for all layers; larger batches compute them again, block by block."""
@@ -146,7 +150,9 @@ def _fill(
     total = blocks[-1].offset + blocks[-1].queries * blocks[-1].rows
     distance = torch.full((total,), PADDING_DISTANCE, dtype=dtype, device=device)
     distance[target] = shells.distance[source].to(dtype)
-    log_count = torch.zeros(total, dtype=dtype, device=device)
+    squared = torch.zeros(total, dtype=dtype, device=device)
+    squared[target] = distance[target].square()
+    log_count = torch.full((total,), PADDING_LOG_COUNT, dtype=dtype, device=device)
     log_count[target] = shells.count[source].to(dtype).log()
     pair = torch.zeros(total, dtype=torch.int64, device=device)
     pair[target] = (local * keys - key_first)[atom] + inverse[shells.neighbor[source]]
@@ -155,7 +161,7 @@ def _fill(
         inverse=inverse,
         blocks=blocks,
         distance=distance,
-        squared=distance.square(),
+        squared=squared,
         log_count=log_count,
         pair=pair,
         features={},
