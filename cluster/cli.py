@@ -41,6 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (the process's own where None) and give its exit status: 0, 2 or 130."""
     words = normalize(sys.argv[1:] if argv is None else argv)
     try:
+        status = _run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has left; nothing more can be said to it, also not at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    return status
+
+
+def _run(words: Sequence[str]) -> int:
+    try:
         args = _parse(words)
         args.command.run(args)
     except (UserError, DataError) as error:
@@ -49,9 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"error: {' '.join(str(error).split())}", EXIT_USER_ERROR)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output (`| head`) has left; nothing more can be said to it, also not at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SystemExit as stop:  # argparse's way to end after --help
         return EXIT_OK if stop.code is None else int(stop.code)
     return EXIT_OK
@@ -77,11 +85,11 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         if name == chosen:
             commands[name].add_arguments(command_parser)
         command_parser.add_argument("--debug", **_DEBUG)
-    if chosen is None:
-        parser.parse_args([*words, "--help"])
     args, unknown = parser.parse_known_args(list(words))
-    chosen_parser: Parser = subparsers.choices[args.command_name]
+    chosen_parser: Parser = parser if chosen is None else subparsers.choices[chosen]
     if unknown:
         chosen_parser.refuse(unknown)
+    if chosen is None:
+        parser.parse_args(["--help"])
     args.command = commands[args.command_name]
     return args
