@@ -98,7 +98,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("embedding_dim", "scale_real", "scale_reci"):
             value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if _is_number(value) else tuple(value))
+            several = isinstance(value, Sequence) and not isinstance(value, str)
+            object.__setattr__(self, name, tuple(value) if several else (value,))
         self._check_sizes()
         self._check_choices()
         self._check_ranges()
