@@ -17,7 +17,7 @@ _TITLES = {
     "scale": "workers and hardware",
     "run": "run",
 }
-_METAVARS = {int: "N", float: "X", str: "NAME", bool: "true|false"}
+_METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 
 
 def add_config_options(parser: argparse.ArgumentParser, sections: Sequence[str] = tuple(SECTIONS)) -> None:

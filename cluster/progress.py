@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 
@@ -121,3 +122,44 @@ class Progress:
         done = max(epoch - self._first, 1)
         seconds = (self._clock() - self._start) / done * max(self._epochs - epoch, 0)
         return f"{timedelta(seconds=round(seconds))} left"
+
+
+@contextmanager
+def counting(
+    stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[str, int, int], None]]:
+    """Gives a function of (what is counted, done, total) that shows it.
+
+    On a terminal a bar; elsewhere a line as each thing begins to be counted and every STEP_LINE_SECONDS after.
+    """
+    stream = stream if stream is not None else sys.stdout
+    if not stream.isatty():
+        yield _counting_lines(stream, clock)
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+    )
+    with RichProgress(*columns, console=Console(file=stream), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def _counting_lines(stream: TextIO, clock: Callable[[], float]) -> Callable[[str, int, int], None]:
+    last: dict[str, float] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        now = clock()
+        if what not in last or now - last[what] >= STEP_LINE_SECONDS:
+            last[what] = now
+            stream.write(f"{what} {done}/{total}\n")
+            stream.flush()
+
+    return show

@@ -8,6 +8,7 @@ and name it here. Modules are named by text, so that the command line can offer 
 from __future__ import annotations
 
 MODULES = {
+    "prepare": "cluster.commands.prepare",
     "train": "cluster.commands.train",
     "info": "cluster.commands.info",
 }

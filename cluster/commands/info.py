@@ -63,9 +63,9 @@ def describe_dataset(name: str, data_dir: Path) -> list[str]:
     except DataError:
         if not is_prepared(data_dir, name):
             raise
-        return _prepared_lines(load_prepared(data_dir, name))
+        return prepared_lines(load_prepared(data_dir, name))
     if is_prepared(data_dir, info.name):
-        return _prepared_lines(load_prepared(data_dir, info.name))
+        return prepared_lines(load_prepared(data_dir, info.name))
     return _registered_lines(info)
 
 
@@ -78,7 +78,8 @@ def _registered_lines(info: DatasetInfo) -> list[str]:
     return [*lines, *_origin(info)]
 
 
-def _prepared_lines(prepared: PreparedDataset) -> list[str]:
+def prepared_lines(prepared: PreparedDataset) -> list[str]:
+    """What its dataset.json says of a prepared data set."""
     sizes = prepared.sizes
     lines = [
         _line("name", prepared.name),

@@ -91,6 +91,8 @@ MISTAKES = [
     (["train", "--target", "shear", "--num_workers", "200"], "batch_size must be at least num_workers"),
     (["train", "--target", "shear", "--deepspeed", "no.json"], "deepspeed: no.json: No such file"),
     (["train", "--target", "shear", "--config", "no.yaml"], "no.yaml: No such file"),
+    (["prepare", "nowhere"], "unknown data set 'nowhere'"),
+    (["prepare"], "the following arguments are required: DATASET"),
     (["info", "nowhere"], "unknown data set 'nowhere'"),
     (["info", "flla_2015", "extra"], "unexpected argument 'extra'"),
 ]
@@ -192,3 +194,15 @@ def test_info_lists_the_data_sets_and_describes_one(capsys, tmp_path):
     assert "train 944, val 118, test 118" in text
     assert "prepared   no; crystalformer prepare elastic_tensor_2015" in text
     assert "CC BY 4.0" in text
+
+
+def test_prepare_makes_a_data_set_that_info_then_describes(capsys, tmp_path):
+    words = ["dielectric_2017", "--data_dir", str(tmp_path)]
+    assert main(["prepare", *words, "--strict"]) == 0
+    answer = capsys.readouterr().out
+    assert f"prepared   {tmp_path / 'dielectric_2017'}" in answer
+    assert "splits     train 844, val 105, test 105" in answer
+    assert main(["info", *words]) == 0
+    assert answer.endswith(capsys.readouterr().out)
+    assert main(["prepare", *words]) == 0
+    assert answer.endswith(capsys.readouterr().out)

@@ -2,7 +2,7 @@
 
 import io
 
-from cluster.progress import STEP_LINE_SECONDS, Progress
+from cluster.progress import STEP_LINE_SECONDS, Progress, counting
 
 UNITS = {"shear": "log10(GPa)", "n": "1"}
 ROW = {"train_loss": 0.12341, "val_mae": {"shear": 0.10119}, "structures_per_s": 812.4}
@@ -77,3 +77,23 @@ def test_a_bar_on_a_terminal(monkeypatch):
         assert "note [x]" in stream.getvalue()
         assert "epoch 12/100" in stream.getvalue()
         assert f"loss 0.1234  {shown}  0:00:00 left" in stream.getvalue()
+
+
+def test_counting_in_lines():
+    clock, stream = Clock(), io.StringIO()
+    with counting(stream, clock) as show:
+        show("reading", 1, 300)
+        show("reading", 2, 300)
+        show("writing", 1, 9)
+        clock.seconds += STEP_LINE_SECONDS
+        show("reading", 300, 300)
+    assert stream.getvalue() == "reading 1/300\nwriting 1/9\nreading 300/300\n"
+
+
+def test_counting_with_a_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with counting(stream) as show:
+        show("reading", 7, 300)
+    assert "reading" in stream.getvalue()
+    assert "7/300" in stream.getvalue()
