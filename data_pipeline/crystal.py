@@ -57,7 +57,7 @@ def to_cartesian(fractional: Floats, lattice: Floats) -> Floats:
 
 def structure_columns(crystals: Sequence[Crystal]) -> list[pa.Array]:
     """The columns atomic_numbers, positions, lattice and disorder of a structure table."""
-    numbers = _lists([c.atomic_numbers for c in crystals], np.int16)
+    numbers = _lists([_clipped(c.atomic_numbers) for c in crystals], np.int16)
     positions = _lists([c.positions for c in crystals], np.float64)
     lattice = np.array([c.lattice for c in crystals], dtype=np.float64).reshape(-1)
     return [
@@ -120,13 +120,18 @@ def _lists(parts: Sequence[NDArray[np.generic]], dtype: type) -> tuple[pa.Array,
     return pa.array(offsets), flat.reshape(-1)
 
 
+def _clipped(numbers: Ints) -> Ints:
+    """Atomic numbers within int16, so that an absurd one stays absurd instead of wrapping round to a real element."""
+    return np.clip(numbers, -1, np.iinfo(np.int16).max)
+
+
 def _disorder_column(crystals: Sequence[Crystal]) -> pa.Array:
     rows = [
         None
         if c.disorder is None
         else [
             {"site": int(s), "atomic_number": int(z), "occupancy": float(o)}
-            for s, z, o in zip(c.disorder.site, c.disorder.atomic_number, c.disorder.occupancy, strict=True)
+            for s, z, o in zip(c.disorder.site, _clipped(c.disorder.atomic_number), c.disorder.occupancy, strict=True)
         ]
         for c in crystals
     ]

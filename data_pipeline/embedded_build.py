@@ -50,7 +50,7 @@ class PublishedFile:
 
 def parse_poscar(text: str) -> Crystal:
     """A crystal from the text of a POSCAR file."""
-    from pymatgen.io.vasp import Poscar
+    from pymatgen.io.vasp.inputs import Poscar
 
     structure = Poscar.from_str(text).structure
     lattice = np.asarray(structure.lattice.matrix, dtype=np.float64)
@@ -63,7 +63,7 @@ def parse_poscar(text: str) -> Crystal:
 
 def parse_literal(text: str) -> Crystal:
     """A crystal from the Python literal of a pymatgen dictionary with fully occupied sites."""
-    from pymatgen.core import Element
+    from pymatgen.core.periodic_table import Element
 
     raw = ast.literal_eval(text)
     numbers = []

@@ -85,14 +85,14 @@ def _reduce(crystal: Crystal, fractional: Floats, types: Ints) -> Crystal:
     try:
         found = moyopy.MoyoDataset(cell, symprec=SYMPREC)
     except ValueError as error:
-        raise ReductionError(f"reduction to the primitive cell failed: {error}") from error
+        raise ReductionError(f"cell reduction failed: {error}") from error
     classes, kept = np.unique(np.asarray(found.mapping_std_prim), return_index=True)
     if len(classes) == len(types):
         return crystal
     linear = np.asarray(found.prim_std_linear)
     if abs(abs(np.linalg.det(linear)) * len(types) - len(classes)) > 1e-6:
         raise ReductionError(
-            f"reduction to the primitive cell failed: {len(types)} atoms became {len(classes)} in a cell of "
+            f"cell reduction failed: {len(types)} atoms became {len(classes)} in a cell of "
             f"{abs(np.linalg.det(linear)):.4g} of the volume"
         )
     kept = np.sort(kept)

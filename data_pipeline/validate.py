@@ -1,4 +1,4 @@
-"""What makes a row unusable. Every rule returns its reason; nothing here drops or repairs anything."""
+"""What makes a row unusable. Every rule gives its reason as "rule: details"; nothing is dropped or repaired here."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def structure_problem(crystal: Crystal) -> str | None:
     if n == 0:
         return "empty structure: no atoms"
     if len(crystal.positions) != n:
-        return f"{len(crystal.positions)} positions for {n} atomic numbers"
+        return f"inconsistent structure: {len(crystal.positions)} positions for {n} atomic numbers"
     if not np.isfinite(crystal.lattice).all():
-        return "lattice has a missing, NaN or infinite number"
+        return "non-finite number: in the lattice"
     if not np.isfinite(crystal.positions).all():
-        return "positions have a missing, NaN or infinite number"
+        return "non-finite number: in the positions"
     volume = float(np.linalg.det(crystal.lattice))
     if abs(volume) < MIN_VOLUME:
-        return f"cell volume is zero ({volume:.3g} Å³)"
+        return f"volume not above 0: the cell has {volume:.3g} Å³"
     if volume < 0:
-        return f"cell volume is negative ({volume:.6g} Å³): a left-handed lattice; exchange two lattice vectors"
+        return f"volume not above 0: the cell has {volume:.6g} Å³, a left-handed lattice; exchange two of its vectors"
     return _element_problem(crystal) or _overlap_problem(crystal)
 
 
@@ -64,24 +64,24 @@ def _element_problem(crystal: Crystal) -> str | None:
     lowest = 0 if crystal.disorder is not None else 1
     wrong = crystal.atomic_numbers[(crystal.atomic_numbers < lowest) | (crystal.atomic_numbers > MAX_ATOMIC_NUMBER)]
     if len(wrong):
-        return f"atomic number {int(wrong[0])} is not between 1 and {MAX_ATOMIC_NUMBER}"
+        return f"unknown element: atomic number {int(wrong[0])} is not between 1 and {MAX_ATOMIC_NUMBER}"
     return None if crystal.disorder is None else _disorder_problem(crystal.disorder, crystal)
 
 
 def _disorder_problem(disorder: Disorder, crystal: Crystal) -> str | None:
     open_sites = np.flatnonzero(crystal.atomic_numbers == 0)
     if not np.array_equal(np.unique(disorder.site), open_sites):
-        return "disorder must list the species of exactly the sites whose atomic number is 0"
+        return "wrong occupancies: disorder must list the species of exactly the sites with atomic number 0"
     heavy = disorder.atomic_number[(disorder.atomic_number < 1) | (disorder.atomic_number > MAX_ATOMIC_NUMBER)]
     if len(heavy):
-        return f"atomic number {int(heavy[0])} of a disordered site is not between 1 and {MAX_ATOMIC_NUMBER}"
+        return f"unknown element: atomic number {int(heavy[0])} is not between 1 and {MAX_ATOMIC_NUMBER}"
     if not ((disorder.occupancy > 0) & (disorder.occupancy <= 1 + OCCUPANCY_TOLERANCE)).all():
-        return "an occupancy is not in (0, 1]"
+        return "wrong occupancies: not all are in (0, 1]"
     total = np.zeros(len(crystal.atomic_numbers))
     np.add.at(total, disorder.site, disorder.occupancy)
     site = int(np.argmax(total))
     if total[site] > 1 + OCCUPANCY_TOLERANCE:
-        return f"occupancies of site {site} sum to {total[site]:.4g}, more than 1"
+        return f"wrong occupancies: those of site {site} sum to {total[site]:.4g}, more than 1"
     return None
 
 
@@ -91,7 +91,7 @@ def _overlap_problem(crystal: Crystal) -> str | None:
         return None
     i, j, distance = close
     what = f"atom {i} and its own image" if i == j else f"atoms {i} and {j}"
-    return f"{what} overlap: {distance:.3f} Å apart, less than {MIN_DISTANCE} Å"
+    return f"overlapping atoms: {what} are {distance:.3f} Å apart, less than {MIN_DISTANCE} Å"
 
 
 def closest_pair(crystal: Crystal, radius: float) -> tuple[int, int, float] | None:

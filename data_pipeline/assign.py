@@ -1,0 +1,92 @@
+"""Which raw rows count, which split each belongs to, and which are left out before their structure is looked at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_pipeline.errors import DataError
+from data_pipeline.info import SplitRecipe
+from data_pipeline.splits import SPLITS, UNUSED, make_split
+from data_pipeline.store import null_mask
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assignment:
+    """codes (rows,) int8: the split of every raw row, -1 for none. problems: what is wrong with a row, by its number.
+
+    outside counts rows that do not belong to the set at all: published sets hold only rows that have every target.
+    usable: rows the recipe dealt.
+    """
+
+    codes: NDArray[np.int8]
+    problems: dict[int, str]
+    outside: dict[str, int]
+    usable: int
+
+
+def assign_splits(index: pa.Table, targets: Sequence[str], recipe: SplitRecipe, *, every_target: bool) -> Assignment:
+    """Deal the rows that have their targets to splits.
+
+    A row found later to have a bad structure leaves its split without moving any other row. Raises DataError where no
+    row is usable or the recipe asks for more.
+    """
+    n = len(index)
+    problems = {i: p for i, p in enumerate(index.column("problem").to_pylist()) if p is not None}
+    has = ~np.stack([null_mask(index.column(name)) for name in targets], axis=1)
+    healthy = np.ones(n, dtype=np.bool_)
+    healthy[list(problems)] = False
+    usable = healthy & (has.all(axis=1) if every_target else has.any(axis=1))
+    outside: Counter[str] = Counter()
+    for i in np.flatnonzero(healthy & ~usable).tolist():
+        absent = [name for name, there in zip(targets, has[i], strict=True) if not there]
+        if every_target:
+            outside[f"missing target: {', '.join(absent)}"] += 1
+        else:
+            problems[i] = f"missing target: {', '.join(absent)}"
+    rows = np.flatnonzero(usable)
+    if not len(rows):
+        raise DataError(f"none of the {n} rows can be used: {first_reasons(problems.values()) or dict(outside)}")
+    codes = np.full(n, UNUSED, dtype=np.int8)
+    codes[rows] = _codes(index, rows, recipe)
+    problems |= _duplicates(index, rows)
+    return Assignment(codes=codes, problems=problems, outside=dict(outside), usable=len(rows))
+
+
+def first_reasons(reasons: Iterable[str]) -> str:
+    """The commonest rules that rows broke, "12 x overlapping atoms, 3 x missing target"."""
+    counts = count_rules(reasons)
+    return ", ".join(f"{count} x {rule}" for rule, count in list(counts.items())[:5])
+
+
+def count_rules(reasons: Iterable[str]) -> dict[str, int]:
+    """How often each rule (the words before the colon) was broken, commonest first."""
+    counts = Counter(reason.split(":", 1)[0] for reason in reasons)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _codes(index: pa.Table, rows: NDArray[np.int64], recipe: SplitRecipe) -> NDArray[np.int8]:
+    prescribed = index.column("split").take(pa.array(rows)).to_pylist()
+    if all(name is None for name in prescribed):
+        return make_split(len(rows), recipe).codes(len(rows))
+    wrong = next((name for name in prescribed if name not in SPLITS), None)
+    if None in prescribed or wrong is not None:
+        raise DataError(f"a split is named {wrong!r}; allowed are {', '.join(SPLITS)}")
+    return np.array([SPLITS.index(name) for name in prescribed], dtype=np.int8)
+
+
+def _duplicates(index: pa.Table, rows: NDArray[np.int64]) -> dict[int, str]:
+    """Every usable row whose material_id an earlier usable one has."""
+    names = index.column("material_id").take(pa.array(rows)).to_pylist()
+    first: dict[str, int] = {}
+    found: dict[int, str] = {}
+    for row, name in zip(rows.tolist(), names, strict=True):
+        earlier = first.setdefault(name, row)
+        if earlier != row:
+            found[row] = f"duplicate id: {name!r} is row {earlier} already"
+    return found

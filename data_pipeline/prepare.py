@@ -1,0 +1,295 @@
+"""Prepare a data set: read its source, parse, validate, reduce to primitive cells, split, write.
+
+Nothing is done where data_dir/<name>/dataset.json carries the fingerprint of what would be made. Small sets are
+worked on in this process, because starting Ray and Ray Data costs more than they do; see RAY_FROM_SECONDS.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline.assign import Assignment, assign_splits, count_rules, first_reasons
+from data_pipeline.datasets import check_name, find_dataset
+from data_pipeline.elements import symbol_of
+from data_pipeline.errors import DataError
+from data_pipeline.execute import Progress, in_process, with_ray
+from data_pipeline.info import DatasetInfo
+from data_pipeline.prepared import FILE_NAME, PreparedDataset, RejectedRow, is_prepared, load_prepared
+from data_pipeline.reduce import SYMPREC
+from data_pipeline.schema import SCHEMA_VERSION
+from data_pipeline.sources.base import Source
+from data_pipeline.sources.opening import open_registered
+from data_pipeline.splits import SPLITS
+from data_pipeline.store import RawStore
+from data_pipeline.work import WORK_VERSION
+from data_pipeline.write import DatasetWriter
+
+Executor = Literal["auto", "process", "ray"]
+
+RAY_FROM_SECONDS = 30.0
+"""Estimated seconds of one core above which prepare uses Ray Data."""
+
+
+def prepare_dataset(
+    dataset: str | DatasetInfo,
+    data_dir: Path,
+    *,
+    strict: bool = False,
+    progress: Progress | None = None,
+    executor: Executor = "auto",
+) -> PreparedDataset:
+    """Make data_dir/<name>/{train,val,test}/*.parquet and dataset.json, or reuse them if they are there already.
+
+    strict: a single rejected row is an error. progress: called with what is done, rows done, rows in all. executor:
+    "process" and "ray" force one way to work; the files are the same bytes either way. Raises DataError.
+    """
+    info = find_dataset(dataset) if isinstance(dataset, str) else dataset
+    return prepare_from(open_registered(info), info, data_dir, strict=strict, progress=progress, executor=executor)
+
+
+def prepare_from(
+    source: Source,
+    info: DatasetInfo,
+    data_dir: Path,
+    *,
+    strict: bool = False,
+    progress: Progress | None = None,
+    executor: Executor = "auto",
+) -> PreparedDataset:
+    """prepare_dataset from an opened source; ``info`` names the set and its recipe."""
+    check_name(info.name)
+    print_ = fingerprint(source, info)
+    ready = _ready(data_dir, info.name, print_, strict=strict)
+    if ready is not None:
+        return ready
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with _lock(data_dir / f".{info.name}.lock"):
+        ready = _ready(data_dir, info.name, print_, strict=strict)
+        if ready is not None:
+            return ready
+        job = _Job(info=info, source=source, data_dir=data_dir, fingerprint=print_)
+        job.check_target_folder()
+        job.run(progress or _silent, executor, strict=strict)
+    return replace(load_prepared(data_dir, info.name), reused=False)
+
+
+def _ready(data_dir: Path, name: str, wanted: str, *, strict: bool) -> PreparedDataset | None:
+    """The prepared data set if it is the wanted one."""
+    if not is_prepared(data_dir, name):
+        return None
+    ready = load_prepared(data_dir, name)
+    if ready.fingerprint != wanted:
+        return None
+    _check_strict(ready.rejected, name, strict=strict)
+    return ready
+
+
+def fingerprint(source: Source, info: DatasetInfo) -> str:
+    """A digest of everything that decides the files: the source, the recipe, and the versions of schema and work."""
+    parts = {
+        "source": source.fingerprint(),
+        "targets": [[t.name, t.unit, t.description] for t in source.targets],
+        "recipe": asdict(info.recipe),
+        "schema": SCHEMA_VERSION,
+        "work": WORK_VERSION,
+        "symprec": SYMPREC,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """One preparation: where it reads and where it writes."""
+
+    info: DatasetInfo
+    source: Source
+    data_dir: Path
+    fingerprint: str
+
+    @property
+    def target(self) -> Path:
+        return self.data_dir / self.info.name
+
+    @property
+    def staging(self) -> Path:
+        return self.data_dir / f".{self.info.name}.{self.fingerprint[:12]}.staging"
+
+    def check_target_folder(self) -> None:
+        """Never replace a folder that is not a prepared data set."""
+        if self.target.exists() and not (self.target / FILE_NAME).is_file() and any(self.target.iterdir()):
+            raise DataError(f"{self.target}: exists and is not a prepared data set; choose another name or folder")
+
+    def run(self, progress: Progress, executor: Executor, *, strict: bool) -> None:
+        """Read, work, write, publish."""
+        store = RawStore(self.staging)
+        store.fill(self.source, self._stage_from(executor))
+        if not store.num_rows:
+            raise DataError(f"data set {self.info.name}: its source holds no rows")
+        names = [target.name for target in self.source.targets]
+        index = store.index(names)
+        plan = assign_splits(index, names, self.info.recipe, every_target=self.source.every_target)
+        _check_strict(_rejected(plan.problems, index), self.info.name, strict=strict)
+        out = self.data_dir / f".{self.info.name}.{self.fingerprint[:12]}.partial"
+        shutil.rmtree(out, ignore_errors=True)
+        processed = with_ray(store, progress) if store.staged else in_process(store, progress)
+        description = self._write(out, processed, plan, index, strict=strict)
+        (out / FILE_NAME).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        self._publish(out)
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+    def _stage_from(self, executor: Executor) -> int:
+        """Rows from which the source is staged for Ray."""
+        if executor == "ray":
+            return 1
+        return math.ceil(RAY_FROM_SECONDS / self.source.seconds_per_row) if executor == "auto" else 1 << 62
+
+    def _write(
+        self, out: Path, processed: Iterator[pa.Table], plan: Assignment, index: pa.Table, *, strict: bool
+    ) -> dict[str, Any]:
+        problems = dict(plan.problems)
+        start = 0
+        metadata = {"crystalformer.dataset": self.info.name, "crystalformer.fingerprint": self.fingerprint}
+        with DatasetWriter(out, self.source.targets, metadata) as writer:
+            for table in processed:
+                found = enumerate(table.column("problem").to_pylist(), start=start)
+                problems = {i: p for i, p in found if p is not None} | problems
+                codes = plan.codes[start : start + len(table)].copy()
+                codes[[i - start for i in problems if start <= i < start + len(table)]] = -1
+                writer.add(table, codes)
+                start += len(table)
+        rejected = _rejected(problems, index)
+        _check_strict(rejected, self.info.name, strict=strict)
+        self._check_sizes(writer, rejected)
+        return self._describe(writer, plan, rejected, start)
+
+    def _check_sizes(self, writer: DatasetWriter, rejected: list[RejectedRow]) -> None:
+        sizes = [writer.splits[name].rows for name in SPLITS]
+        if min(sizes) < 1:
+            reasons = first_reasons([row.reason for row in rejected])
+            raise DataError(f"data set {self.info.name}: a split is left without rows {sizes}; rejected: {reasons}")
+        expected = self.info.expected
+        if expected is None:
+            return
+        published = [expected.train, expected.val, expected.test]
+        if sum(sizes) + len(rejected) < sum(published) or any(a > b for a, b in zip(sizes, published, strict=True)):
+            raise DataError(
+                f"data set {self.info.name}: splits of {sizes} rows and {len(rejected)} rejected ones, but "
+                f"{published} are published: the source holds other rows than the published ones"
+            )
+
+    def _describe(
+        self, writer: DatasetWriter, plan: Assignment, rejected: list[RejectedRow], read: int
+    ) -> dict[str, Any]:
+        values = writer.train_values
+        atoms = np.concatenate(writer.atoms)
+        sizes = {name: writer.splits[name].rows for name in SPLITS}
+        recipe = self.info.recipe
+        return {
+            "name": self.info.name,
+            "fingerprint": self.fingerprint,
+            "schema_version": SCHEMA_VERSION,
+            "sizes": sizes,
+            "targets": {
+                target.name: {
+                    "unit": target.unit,
+                    "description": target.description,
+                    **_statistics(values[:, i], target.name),
+                }
+                for i, target in enumerate(self.source.targets)
+            },
+            "elements": [symbol_of(int(z)) for z in np.flatnonzero(writer.elements) if z > 0],
+            "atoms_per_cell": {
+                "mean": round(float(atoms.mean()), 3),
+                "min": int(atoms.min()),
+                "max": int(atoms.max()),
+            },
+            "cells": f"primitive; translations found within {SYMPREC} Å",
+            "source": self.info.source,
+            "citation": self.info.citation,
+            "licence": self.info.licence,
+            "split": {
+                "rule": "indices of the usable rows shuffled by Python's random; train the first, test the last, "
+                "val those before test; a row rejected for its structure leaves its split",
+                **asdict(recipe),
+            },
+            "rows": {
+                "read": read,
+                "usable": plan.usable,
+                "in_no_split": int(read - sum(sizes.values()) - len(rejected) - sum(plan.outside.values())),
+                "outside_the_set": plan.outside,
+            },
+            "rejected": {
+                "count": len(rejected),
+                "reasons": count_rules([row.reason for row in rejected]),
+                "rows": [asdict(row) for row in rejected],
+            },
+        }
+
+    def _publish(self, out: Path) -> None:
+        old = self.data_dir / f".{self.info.name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if self.target.exists():
+            self.target.rename(old)
+        out.rename(self.target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _statistics(values: np.ndarray[Any, np.dtype[np.float64]], name: str) -> dict[str, float | int]:
+    """Statistics of one target over the training rows that have it; sums are exact, so machines agree."""
+    present = [value for value in values.tolist() if not math.isnan(value)]
+    if not present:
+        raise DataError(f"target {name}: no training row has it")
+    mean = math.fsum(present) / len(present)
+    variance = math.fsum((value - mean) ** 2 for value in present) / len(present)
+    return {
+        "train_rows": len(present),
+        "train_mean": mean,
+        "train_std": math.sqrt(variance),
+        "train_min": min(present),
+        "train_max": max(present),
+    }
+
+
+def _rejected(problems: dict[int, str], index: pa.Table) -> list[RejectedRow]:
+    """The rows left out for a reason, in the source's order."""
+    chosen = sorted(problems)
+    columns = index.select(["source_file", "source_row", "material_id"]).take(pa.array(chosen, pa.int64()))
+    return [
+        RejectedRow(
+            file=row["source_file"], row=row["source_row"], material_id=row["material_id"] or "", reason=problems[i]
+        )
+        for i, row in zip(chosen, columns.to_pylist(), strict=True)
+    ]
+
+
+def _check_strict(rejected: Sequence[RejectedRow], name: str, *, strict: bool) -> None:
+    if strict and rejected:
+        first = rejected[0]
+        raise DataError(
+            f"data set {name}: {len(rejected)} rows rejected, and --strict is given; the first: "
+            f"{first.file} row {first.row} {first.material_id}: {first.reason}"
+        )
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Only one process at a time prepares a data set; the others wait and find it done."""
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _silent(_what: str, _done: int, _total: int) -> None:
+    """Progress nobody looks at."""

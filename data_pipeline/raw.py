@@ -1,0 +1,92 @@
+"""Raw tables: what a source yields, before structures are parsed, checked and reduced.
+
+A raw table has, a row a record of the source: ``source_file``, ``source_row`` (from 0), ``problem`` (null, or why the
+record is unusable already), ``split`` (null, or the split the source prescribes), ``kind`` and ``text`` (null, or a
+structure still to be parsed: "cif" or "poscar"), the columns of a structure table, and its targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import pyarrow as pa
+
+from data_pipeline.crystal import EMPTY, Crystal, structure_columns
+from data_pipeline.info import TargetInfo
+from data_pipeline.schema import STRUCTURE_COLUMNS, structure_schema
+
+ROWS_PER_TABLE = 1024
+EXTRA_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("source_file", pa.string()),
+    pa.field("source_row", pa.int64()),
+    pa.field("problem", pa.string()),
+    pa.field("split", pa.string()),
+    pa.field("kind", pa.string()),
+    pa.field("text", pa.large_string()),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One record of a source: a crystal, or the text of one and its kind, or the problem it has.
+
+    targets: a value a target of the data set, in its order; None where missing; empty if there is a problem.
+    """
+
+    file: str
+    row: int
+    material_id: str
+    crystal: Crystal | None = None
+    kind: str | None = None
+    text: str | None = None
+    targets: Sequence[float | None] = field(default=())
+    problem: str | None = None
+    split: str | None = None
+
+
+def raw_schema(targets: Sequence[TargetInfo]) -> pa.Schema:
+    """The schema of a raw table."""
+    table = structure_schema(targets)
+    return pa.schema([*EXTRA_FIELDS, *(table.field(i).with_nullable(nullable=True) for i in range(len(table)))])
+
+
+def raw_tables(
+    records: Iterable[Record], targets: Sequence[TargetInfo], rows: int = ROWS_PER_TABLE
+) -> Iterator[pa.Table]:
+    """Pack records into raw tables of ``rows`` rows."""
+    stream = iter(records)
+    while chunk := list(islice(stream, rows)):
+        yield _raw_table(chunk, targets)
+
+
+def from_structures(table: pa.Table, file: str, targets: Sequence[TargetInfo]) -> pa.Table:
+    """A raw table from a structure table's rows, in order."""
+    n = len(table)
+    columns = {
+        **{name: pa.nulls(n, pa.string()) for name in ("problem", "split", "kind")},
+        "source_file": pa.array([file] * n, pa.string()),
+        "source_row": pa.array(range(n), pa.int64()),
+        "text": pa.nulls(n, pa.large_string()),
+    }
+    schema = raw_schema(targets)
+    return pa.table([columns[f.name] if f.name in columns else table[f.name] for f in schema], schema=schema)
+
+
+def _raw_table(records: Sequence[Record], targets: Sequence[TargetInfo]) -> pa.Table:
+    schema = raw_schema(targets)
+    structures = structure_columns([record.crystal or EMPTY for record in records])
+    columns: dict[str, object] = {
+        "source_file": [record.file for record in records],
+        "source_row": [record.row for record in records],
+        "problem": [record.problem for record in records],
+        "split": [record.split for record in records],
+        "kind": [record.kind for record in records],
+        "text": [record.text for record in records],
+        "material_id": [record.material_id for record in records],
+        **dict(zip((name for name, _ in STRUCTURE_COLUMNS), structures, strict=True)),
+    }
+    for i, target in enumerate(targets):
+        columns[target.name] = [record.targets[i] if record.targets else None for record in records]
+    return pa.table(columns, schema=schema)

@@ -1,0 +1,100 @@
+"""The raw rows of a source while they are being prepared: in memory while few, in a staging folder when many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data_pipeline.sources.base import Source
+
+PART_FIELD = pa.field("part", pa.int32())
+_INDEX_COLUMNS = ("source_file", "source_row", "material_id", "problem", "split")
+
+
+class RawStore:
+    """Raw tables of one source, numbered. Staged ones survive a crash: the next run goes on where it happened."""
+
+    def __init__(self, staging: Path) -> None:
+        self.staging = staging
+        self._tables: list[pa.Table] = []
+        self.parts: list[Path] = []
+        self.rows: list[int] = []
+
+    @property
+    def staged(self) -> bool:
+        """Whether the tables are on disk."""
+        return bool(self.parts)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all tables."""
+        return sum(self.rows)
+
+    def fill(self, source: Source, stage_from: int) -> None:
+        """Read the source; once it has ``stage_from`` rows, its tables go to the staging folder."""
+        if self._resume():
+            return
+        for table in source.tables():
+            numbered = table.append_column(PART_FIELD, pa.array(np.full(len(table), len(self.rows), np.int32)))
+            self.rows.append(len(table))
+            self._tables.append(numbered)
+            if self.num_rows >= stage_from:
+                self._spill()
+        if self.staged:
+            self._spill()
+            _write_json(self.staging / "raw.json", {"rows": self.rows})
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The tables in order."""
+        if self.staged:
+            yield from (pq.read_table(part) for part in self.parts)
+        else:
+            yield from self._tables
+
+    def index(self, targets: Sequence[str]) -> pa.Table:
+        """Names, problems, splits and targets of all rows, without the structures."""
+        columns = [*_INDEX_COLUMNS, *targets]
+        if self.staged:
+            return pa.concat_tables([pq.read_table(part, columns=columns) for part in self.parts])
+        return pa.concat_tables([table.select(columns) for table in self._tables])
+
+    def _spill(self) -> None:
+        self.staging.mkdir(parents=True, exist_ok=True)
+        for table in self._tables:
+            part = self.staging / f"raw-{len(self.parts):05d}.parquet"
+            write_atomically(table, part)
+            self.parts.append(part)
+        self._tables.clear()
+
+    def _resume(self) -> bool:
+        """Take over the tables of an earlier run that had read its source to the end."""
+        marker = self.staging / "raw.json"
+        if not marker.is_file():
+            return False
+        self.rows = json.loads(marker.read_text())["rows"]
+        self.parts = [self.staging / f"raw-{i:05d}.parquet" for i in range(len(self.rows))]
+        return True
+
+
+def write_atomically(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file under a temporary name, then rename it."""
+    partial = path.with_suffix(".partial")
+    pq.write_table(table, partial, compression="zstd")
+    partial.replace(path)
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)
+
+
+def null_mask(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """(rows,) where a column is null."""
+    return np.asarray(column.is_null().to_numpy(), dtype=np.bool_)
