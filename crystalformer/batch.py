@@ -92,6 +92,7 @@ class CrystalBatch:
 
     positions (N, 3) float64 Cartesian Å; atomic_numbers (N,) int64, 0 for a disordered site; lattice (B, 3, 3)
     float64, rows Å; sizes (B,) int64 atoms of each crystal. Geometry stays float64 whatever the model's dtype.
+    ``cache`` keeps what an attention backend derives from the cells (wave vectors and phases), for all layers.
     """
 
     positions: Tensor
@@ -99,6 +100,7 @@ class CrystalBatch:
     lattice: Tensor
     sizes: Tensor
     disorder: Disorder | None = None
+    cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     _shells: dict[float, PackedShells] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod

@@ -34,7 +34,7 @@ def positive(x: Tensor, function: PositiveFunction, lower: float) -> Tensor:
 
 
 class PeriodicAttention(nn.Module):
-    """Multi-head attention over the infinite crystal, real space (model.md, section 1)."""
+    """Multi-head attention over the infinite crystal, in real or reciprocal space or half and half."""
 
     statistics: Tensor
 
@@ -50,7 +50,8 @@ class PeriodicAttention(nn.Module):
         self.radial = _radial_basis(config, layer)
         self.radial_weight: nn.Parameter | None = None
         if self.radial is not None:
-            shape = (heads if config.value_pe_headed else 1, config.head_dim, self.radial.count)
+            real_heads = heads // 2 if config.layer_domain(layer) == "multihead" else heads
+            shape = (real_heads if config.value_pe_headed else 1, config.head_dim, self.radial.count)
             self.radial_weight = nn.Parameter(torch.empty(shape))
         # (s, t): frozen at the first training batch; s = 0 says that this has not happened yet.
         self.register_buffer("statistics", torch.zeros(2))
@@ -89,15 +90,27 @@ class PeriodicAttention(nn.Module):
 
     def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
         """(N, model_dim) from the atoms' features x (N, model_dim)."""
-        config = self.config
-        n, heads = len(x), config.head_num
+        config, n, heads = self.config, len(x), self.config.head_num
         q, k, v = (p(x).view(n, heads, -1) for p in (self.q_proj, self.k_proj, self.v_proj))
-        rho = self._precision(q, config.gauss_lb_real)
-        y = periodic_attention(
+        domain = config.layer_domain(self.layer)
+        if domain == "multihead":
+            (q_0, q_1), (k_0, k_1), (v_0, v_1), (a_0, a_1) = (t.chunk(2, 1) for t in (q, k, v, self._arguments(q)))
+            halves = [self._real(q_0, k_0, v_0, a_0, batch), self._reciprocal(q_1, k_1, v_1, a_1, batch)]
+            y = torch.cat(halves, 1)
+        else:
+            attend = self._real if domain == "real" else self._reciprocal
+            y = attend(q, k, v, self._arguments(q), batch)
+        output: Tensor = self.out_proj(y.reshape(n, -1))
+        return output
+
+    def _real(self, q: Tensor, k: Tensor, v: Tensor, argument: Tensor, batch: CrystalBatch) -> Tensor:
+        """(N, heads, D) of the heads that attend in real space."""
+        config = self.config
+        return periodic_attention(
             q,
             k,
             v,
-            rho,
+            positive(argument, config.positive, config.gauss_lb_real),
             batch,
             scale=config.layer_scale_real(self.layer),
             rho_min=config.gauss_lb_real,
@@ -106,18 +119,32 @@ class PeriodicAttention(nn.Module):
             cutoff_sigmas=config.cutoff_sigmas,
             backend=self.backend,
         )
-        output: Tensor = self.out_proj(y.reshape(n, -1))
-        return output
 
-    def _precision(self, q: Tensor, lower: float) -> Tensor:
-        """rho (N, H) = rho(s (omega_h q_ih + t))."""
+    def _reciprocal(self, q: Tensor, k: Tensor, v: Tensor, argument: Tensor, batch: CrystalBatch) -> Tensor:
+        """(N, heads, D) of the heads that attend in reciprocal space."""
+        config = self.config
+        return periodic_attention(
+            q,
+            k,
+            v,
+            positive(argument, config.positive, config.gauss_lb_reci),
+            batch,
+            scale=config.layer_scale_reci(self.layer),
+            rho_min=config.gauss_lb_reci,
+            cutoff_sigmas=config.cutoff_sigmas,
+            domain="reci",
+            backend=self.backend,
+        )
+
+    def _arguments(self, q: Tensor) -> Tensor:
+        """(N, H): s (omega_h q_ih + t), what rho is taken of."""
         scale, shift = self.statistics.unbind()
         a = (q * self.gauss_direction).sum(-1)
-        return positive(torch.where(scale == 0, a, scale * (a + shift)), self.config.positive, lower)
+        return torch.where(scale == 0, a, scale * (a + shift))
 
 
 def _radial_basis(config: ModelConfig, layer: int) -> RadialBasis | None:
-    if config.value_pe_dist_real == 0:
+    if config.value_pe_dist_real == 0 or config.layer_domain(layer) == "reci":
         return None
     r_max, count = config.radial_max(layer), config.value_pe_dist_real
     return RadialBasis(count=count, r_max=r_max, width=config.value_pe_width_scale * r_max / count)

@@ -40,7 +40,7 @@ class Crystalformer(nn.Module):
         """
         if self.training and not all(block.attention.frozen for block in self.blocks):  # type: ignore[union-attr]
             self.freeze_statistics(batch)
-        batch.shells(self.config.neighbor_radius)
+        self._find_neighbors(batch)
         x = self.embed(batch)
         for block in self.blocks:
             x = block(x, batch)
@@ -64,11 +64,16 @@ class Crystalformer(nn.Module):
         In distributed training ``batch`` is this worker's part of the global first batch and ``all_reduce`` sums a
         tensor over the workers; all of them then hold the same numbers.
         """
-        batch.shells(self.config.neighbor_radius)
+        self._find_neighbors(batch)
         x = self.embed(batch)
         for block in self.blocks:
             block.attention.freeze_statistics(x, all_reduce)  # type: ignore[union-attr, operator]
             x = block(x, batch)
+
+    def _find_neighbors(self, batch: CrystalBatch) -> None:
+        """Shells for the widest layer, so that all layers share one list; none where no layer needs any."""
+        if self.config.neighbor_radius > 0:
+            batch.shells(self.config.neighbor_radius)
 
     def load_reference_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load weights under the authors' keys (reference_keys.py); KeyError or ValueError name what does not fit."""

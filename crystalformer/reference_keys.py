@@ -48,9 +48,7 @@ def to_reference(model: Crystalformer) -> dict[str, Tensor]:
     for layer in range(model.config.num_layers):
         ours, prefix = f"blocks.{layer}.attention.", f"encoder.layers.{layer}.self_attn."
         theirs[_in_proj_bias(layer)] = torch.cat([current[ours + name] for name in _QKV_BIASES])
-        theirs[prefix + "atten_scale"] = current[ours + "q_proj.bias"].new_full(
-            (1,), model.config.head_dim**-0.5
-        )
+        theirs[prefix + "atten_scale"] = current[ours + "q_proj.bias"].new_full((1,), model.config.head_dim**-0.5)
         theirs[prefix + "lattice_pos_weights"] = current[ours + "gauss_direction"].reshape(-1)
         if ours + "radial_weight" in current:
             theirs[prefix + "pe_dist_proj"] = current[ours + "radial_weight"].unsqueeze(0)

@@ -11,7 +11,9 @@ from crystalformer.batch import CrystalBatch
 from crystalformer.ops import reference, torch_backend
 from crystalformer.ops.blocks import BlockPlan, make_plan
 from crystalformer.ops.radial import RadialBasis
+from crystalformer.ops.reciprocal import WavePlan, wave_plan
 
+Domain = Literal["real", "reci"]
 Backend = Literal["auto", "torch", "reference"]
 
 
@@ -27,20 +29,29 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     radial: RadialBasis | None = None,
     weight: Tensor | None = None,
     cutoff_sigmas: float = 6.0,
+    domain: Domain = "real",
     backend: str = "auto",
 ) -> Tensor:
-    """Attention of every atom to all atoms of its infinite crystal (model.md, section 1; paper eq. 4 to 9).
+    """Attention of every atom to all atoms of its infinite crystal (model.md, sections 1 and 2; paper eq. 4 to 9).
 
-    y_i = sum_{j,m} w_ij(m) (v_j + W b(d_ij(m))) / sum_{j,m} w_ij(m),
+    domain "real": y_i = sum_{j,m} w_ij(m) (v_j + W b(d_ij(m))) / sum_{j,m} w_ij(m),
     w_ij(m) = exp(q_i k_j / sqrt(D) - rho_i d_ij(m)² / (2 scale²)).
+    domain "reci": y_i = softmax_j(q_i k_j / sqrt(D) + log max(Phi_ij, 1e-6)) v_j over the unit cell,
+    Phi_ij = sum_k exp(-½ rho_i scale² |k|²) cos(k (p_j - p_i)) over the reciprocal lattice; no W b term.
 
     q, k, v (N, H, D): projections of the packed atoms of ``batch``, q not yet divided by sqrt(D).
     rho (N, H): at least ``rho_min`` > 0. scale: Å. radial and weight (H or 1, D, K): the W b term, or None for none.
-    cutoff_sigmas: an atom's sum ends at this many widths of its own widest Gaussian.
+    cutoff_sigmas: an atom's sum ends at this many widths of its own widest Gaussian (reci: of the widest admitted).
     backend: "reference" (the dense oracle), "torch", or "auto" (torch).
-    Returns (N, H, D). Raises ValueError for an unknown backend or shapes that do not fit.
+    Returns (N, H, D). Raises ValueError for an unknown backend or domain, or shapes that do not fit.
     """
     _check(q, rho, batch, radial, weight, backend)
+    if domain not in get_args(Domain):
+        raise ValueError(f"domain must be one of {', '.join(get_args(Domain))}, got {domain!r}")
+    if domain == "reci":
+        if weight is not None:
+            raise ValueError("the reciprocal domain has no W b term: radial and weight must be None")
+        return _reciprocal(q, k, v, rho, batch, scale, rho_min, cutoff_sigmas, backend)
     if backend == "reference":
         return reference.attend_real(
             q,
@@ -59,6 +70,35 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     return torch_backend.attend(
         q, k, v, rho, plan, scale=scale, cutoff_sigmas=cutoff_sigmas, radial=radial, weight=weight
     )
+
+
+def _reciprocal(  # noqa: PLR0913 - the operands of one equation
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rho: Tensor,
+    batch: CrystalBatch,
+    scale: float,
+    rho_min: float,
+    cutoff_sigmas: float,
+    backend: str,
+) -> Tensor:
+    if backend == "reference":
+        sizes = batch.sizes.tolist()
+        return reference.attend_reciprocal(
+            q, k, v, rho, batch.positions, batch.lattice, sizes, scale=scale, rho_min=rho_min
+        )
+    plan = reciprocal_plan(batch, cutoff_sigmas / (scale * math.sqrt(rho_min)), q)
+    return torch_backend.attend_reciprocal(q, k, v, rho, plan, scale)
+
+
+def reciprocal_plan(batch: CrystalBatch, radius: float, like: Tensor) -> WavePlan:
+    """The torch backend's plan for wave vectors within ``radius`` (1/Å), made once a batch, radius and dtype."""
+    key = ("waves", radius, like.dtype)
+    if key not in batch.cache:
+        batch.cache[key] = wave_plan(batch, radius, like.dtype)
+    plan: WavePlan = batch.cache[key]
+    return plan
 
 
 def block_plan(batch: CrystalBatch, radius: float, like: Tensor) -> BlockPlan:

@@ -121,9 +121,7 @@ def _cut(sizes: list[int], counts: Tensor) -> tuple[Block, ...]:
     blocks, offset = [], 0
     for first, queries, key_start, keys in spans:
         rows = int(counts[first : first + queries].max())
-        blocks.append(
-            Block(start=first, queries=queries, key_start=key_start, keys=keys, offset=offset, rows=rows)
-        )
+        blocks.append(Block(start=first, queries=queries, key_start=key_start, keys=keys, offset=offset, rows=rows))
         offset += queries * rows
     return tuple(blocks)
 

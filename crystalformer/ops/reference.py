@@ -49,6 +49,42 @@ def attend_real(  # noqa: PLR0913 - the operands of one equation
     return torch.cat(outputs)
 
 
+def attend_reciprocal(  # noqa: PLR0913 - the operands of one equation
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rho: Tensor,
+    positions: Tensor,
+    lattice: Tensor,
+    sizes: list[int],
+    *,
+    scale: float,
+    rho_min: float,
+) -> Tensor:
+    """Reciprocal-space attention (model.md, section 2), every wave vector within CONVERGED_SIGMAS."""
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    outputs = []
+    for crystal, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+        atoms = slice(end - size, end)
+        waves = _waves(lattice[crystal], CONVERGED_SIGMAS / (scale * math.sqrt(rho_min)))
+        phase = ((positions[atoms][None] - positions[atoms][:, None]) @ waves.T).cos().to(q)
+        damping = (-0.5 * scale**2 * rho[atoms][..., None] * waves.square().sum(-1).to(q)).exp()
+        phi = torch.einsum("ijw,ihw->hij", phase, damping)
+        score = torch.einsum("ihd,jhd->hij", q[atoms], k[atoms]) / math.sqrt(q.shape[-1])
+        attention = (score + phi.clamp(min=1e-6).log()).softmax(-1)
+        outputs.append(torch.einsum("hij,jhd->ihd", attention, v[atoms]))
+    return torch.cat(outputs)
+
+
+def _waves(lattice: Tensor, radius: float) -> Tensor:
+    """(W, 3) all wave vectors up to ``radius`` (1/Å), 0 among them."""
+    reciprocal = 2.0 * math.pi * torch.linalg.inv(lattice).T
+    reach = torch.ceil(radius * lattice.norm(dim=1) / (2.0 * math.pi)).to(torch.int64).tolist()
+    waves = torch.cartesian_prod(*(torch.arange(-m, m + 1).to(lattice) for m in reach)) @ reciprocal
+    inside: Tensor = waves[waves.norm(dim=1) <= radius]
+    return inside
+
+
 def _image_distances(positions: Tensor, lattice: Tensor, radius: float, box: int | None) -> Tensor:
     """(n, n, T) distance of atom i to the image of atom j in each of T cells, Å."""
     fractional = positions @ torch.linalg.inv(lattice)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from crystalformer.ops import reciprocal
 from crystalformer.ops.blocks import Block, BlockPlan
 from crystalformer.ops.radial import RadialBasis, lowest_exponent
 
@@ -167,3 +168,35 @@ def attend(  # noqa: PLR0913 - the operands of one equation
         cutoff_sigmas,
     )
     return y[plan.inverse]  # type: ignore[no-any-return]  # apply is untyped
+
+
+class ReciprocalAttention(torch.autograd.Function):
+    """y (N, H, D) of scaled queries, keys, values (N, H, D) and rho (N, H); nothing of a chunk is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context object
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rho: Tensor,
+        plan: reciprocal.WavePlan,
+        scale: float,
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v, rho)
+        ctx.plan, ctx.scale = plan, scale
+        return reciprocal.forward(q, k, v, rho, plan, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context object
+        q, k, v, rho = ctx.saved_tensors
+        return *reciprocal.backward(dy, q, k, v, rho, ctx.plan, ctx.scale), None, None
+
+
+def attend_reciprocal(
+    q: Tensor, k: Tensor, v: Tensor, rho: Tensor, plan: reciprocal.WavePlan, scale: float
+) -> Tensor:
+    """Reciprocal-space attention over a plan; shapes as in ``ops.periodic_attention``."""
+    scaled = q * (1.0 / math.sqrt(q.shape[-1]))
+    return ReciprocalAttention.apply(scaled, k, v, rho, plan, scale)  # type: ignore[no-any-return]  # apply is untyped
