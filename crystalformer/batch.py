@@ -150,8 +150,8 @@ class CrystalBatch:
         )
 
     def _check(self) -> None:
-        n, b = len(self.atomic_numbers), len(self.sizes)
-        expected = {"positions": (n, 3), "atomic_numbers": (n,), "lattice": (b, 3, 3), "sizes": (b,)}
+        n, b = self.atomic_numbers.numel(), self.sizes.numel()
+        expected = {"atomic_numbers": (n,), "sizes": (b,), "positions": (n, 3), "lattice": (b, 3, 3)}
         for name, shape in expected.items():
             if tuple(getattr(self, name).shape) != shape:
                 raise ValueError(f"{name} must have the shape {shape}, got {tuple(getattr(self, name).shape)}")
@@ -170,11 +170,16 @@ class CrystalBatch:
             self._check_disorder(self.disorder, n)
 
     def _check_disorder(self, disorder: Disorder, n: int) -> None:
-        atom, number = disorder.atom, disorder.atomic_number
+        atom, number, occupancy = disorder.atom, disorder.atomic_number, disorder.occupancy
+        if not atom.shape == number.shape == occupancy.shape == (len(atom),):
+            shapes = [tuple(t.shape) for t in (atom, number, occupancy)]
+            raise ValueError(f"disorder must hold three lists of one length, got the shapes {shapes}")
         if len(atom) == 0 or int(atom.min()) < 0 or int(atom.max()) >= n:
             raise ValueError(f"disorder.atom must hold indices of the {n} atoms")
         if int(number.min()) < 1 or int(number.max()) > MAX_ATOMIC_NUMBER:
             raise ValueError(f"disorder.atomic_number must be between 1 and {MAX_ATOMIC_NUMBER}")
+        if not bool(((occupancy > 0) & (occupancy <= 1 + 1e-4)).all()):  # published ones are rounded
+            raise ValueError(f"disorder.occupancy must be greater than 0 and at most 1, got {occupancy.tolist()}")
         has_species = torch.zeros(n, dtype=torch.bool).index_fill_(0, atom, value=True)
         if not torch.equal(has_species, self.atomic_numbers == 0):
             raise ValueError("disorder must list the species of exactly the atoms whose atomic number is 0")
