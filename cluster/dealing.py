@@ -1,0 +1,40 @@
+"""Which crystals make a step, and who works on which: functions of seed, epoch and costs alone.
+
+The batches do not depend on the number of workers; a worker count is not a hyperparameter.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
+
+def permutation(rows: int, seed: int, epoch: int) -> IntArray:
+    """The order of an epoch (counted from 1) over ``rows`` crystals."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def global_batches(rows: int, batch_size: int, seed: int, epoch: int) -> list[IntArray]:
+    """The epoch's training batches, each of ``batch_size`` rows; the last partial one is dropped."""
+    order = permutation(rows, seed, epoch)
+    return [order[start : start + batch_size] for start in range(0, rows - batch_size + 1, batch_size)]
+
+
+def deal(rows: IntArray, costs: IntArray, parts: int) -> list[IntArray]:
+    """Split ``rows`` into ``parts`` of about even cost, none empty where there are rows enough.
+
+    Largest first, each to the part with the least cost so far (ties: fewest rows, then the lower number). Within a
+    part the rows are in ascending order of cost, so that crystals of like size are neighbours in the batch.
+    """
+    order = np.argsort(-costs, kind="stable")
+    heap = [(0, 0, part) for part in range(parts)]
+    dealt: list[list[int]] = [[] for _ in range(parts)]
+    for position in order.tolist():
+        cost, count, part = heapq.heappop(heap)
+        dealt[part].append(position)
+        heapq.heappush(heap, (cost + max(int(costs[position]), 1), count + 1, part))
+    return [rows[np.array(positions[::-1], dtype=np.int64)] for positions in dealt]

@@ -1,0 +1,28 @@
+"""Environment variables that Ray reads when it is imported or started; ``import cluster`` sets them where unset."""
+
+from __future__ import annotations
+
+import os
+
+VARIABLES = {
+    # A local cluster asks for its token; nothing turns authentication off.
+    "RAY_AUTH_MODE": "token",
+    # The controller answers a report at its next poll, so the default of 2 s would hold up every checkpoint.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Prints of workers would appear twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Relative paths keep their meaning in workers.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def set_defaults() -> None:
+    """Set every variable that the user has not set."""
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)
+
+
+def for_workers() -> dict[str, str]:
+    """The variables as they stand, for the workers of a cluster that was started by somebody else."""
+    return {name: os.environ[name] for name in VARIABLES if name != "RAY_AUTH_MODE"}

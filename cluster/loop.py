@@ -1,0 +1,294 @@
+"""What a worker does: steps, validation, checkpoints, the final test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray.train
+import ray.train.torch
+import torch
+from torch import Tensor
+
+from cluster.batch_norm import has_batch_norm, make_global, recomputing
+from cluster.checkpoint import (
+    AVERAGE,
+    BEST,
+    Best,
+    CheckpointError,
+    Outcome,
+    Position,
+    Tensors,
+    TrainState,
+    read_checkpoint,
+    write_checkpoint,
+    write_outcome,
+)
+from cluster.collective import all_reduce
+from cluster.config import TrainConfig
+from cluster.dealing import deal, global_batches
+from cluster.engine import AveragedWeights, Engine, OptimizerState, learning_rate
+from cluster.evaluation import Evaluation, evaluate
+from cluster.feed import Feed, TargetScaling
+from cluster.machine import Place, device_name, peak_memory_mb
+from cluster.tables import SharedTables
+from crystalformer.batch import CrystalBatch
+from crystalformer.model import Crystalformer
+
+IntArray = npt.NDArray[np.int64]
+
+STEP_MESSAGE_SECONDS = 2.0
+"""A worker tells where it is in an epoch at most this often."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What the driver hands to every worker."""
+
+    config: Mapping[str, Any]
+    """The run's settings, flat."""
+    tables: Mapping[str, SharedTables]
+    radius: float
+    """Å, of the shells."""
+    scaling: TargetScaling
+    threads: int
+    """torch threads of a worker."""
+    monitor: Any
+    """The Monitor actor."""
+
+
+def run_worker(job: Job) -> None:
+    """Entry point of a Ray Train worker."""
+    config = TrainConfig.from_flat(job.config)
+    _prepare_process(config, job.threads)
+    context = ray.train.get_context()
+    place = Place(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=ray.train.torch.get_device() if config.scale.device != "cpu" else torch.device("cpu"),
+    )
+    Worker(config, job, place).run()
+
+
+def averaged_epochs(config: TrainConfig) -> int:
+    """How many of the last epochs average weights: swa_epochs, or half of a run that is no longer than that."""
+    optim = config.optim
+    return optim.swa_epochs if optim.swa_epochs < optim.epochs else optim.epochs // 2
+
+
+def _prepare_process(config: TrainConfig, threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(config.run.seed)
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)  # noqa: FBT003 - torch's signature
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by name
+
+
+class Worker:
+    """One worker's part of a run."""
+
+    def __init__(self, config: TrainConfig, job: Job, place: Place) -> None:
+        """Take up the latest checkpoint, or start with fresh weights and the first batch's statistics."""
+        self._config, self._job, self._place = config, job, place
+        self._feeds = {
+            split: Feed(tables.fetch(), config.data.target, job.radius, job.scaling)
+            for split, tables in job.tables.items()
+        }
+        self._last_message = 0.0
+        state = self._restored_state()
+        model = Crystalformer(config.model, backend=config.scale.backend).to(place.device)
+        make_global(model)
+        if state is None:
+            self._freeze_statistics(model)
+        else:
+            model.load_state_dict(state.weights)
+        self._engine = Engine(model, config, place)
+        self._position = Position() if state is None else state.position
+        self._best = None if state is None else state.best
+        self._best_weights = {} if state is None else state.best_weights
+        self._average: AveragedWeights | None = None
+        if state is not None:
+            self._engine.load_optimizer_state(OptimizerState(moments=state.moments, step=state.optimizer_step))
+            if state.average_count:
+                self._average = AveragedWeights(self._engine, state.average, state.average_count)
+            self._send("note", text=f"resuming after step {state.position.step}, in epoch {state.position.epoch}")
+
+    def _restored_state(self) -> TrainState | None:
+        """The newest reported checkpoint that is whole; damaged ones are passed over with a note."""
+        latest = ray.train.get_checkpoint()
+        if latest is None:
+            return None
+        reported = [item.checkpoint for item in ray.train.get_all_reported_checkpoints()]
+        candidates = [latest, *(c for c in reversed(reported) if c.path != latest.path)]
+        for checkpoint in candidates:
+            try:
+                with checkpoint.as_directory() as folder:
+                    return read_checkpoint(Path(folder))
+            except CheckpointError as error:
+                self._send("note", text=f"warning: checkpoint passed over: {error}")
+        raise CheckpointError(f"none of the run's {len(candidates)} checkpoints is whole; start a new run")
+
+    def _freeze_statistics(self, model: Crystalformer) -> None:
+        """s and t of every layer, over the global first batch."""
+        feed, config = self._feeds["train"], self._config
+        first = global_batches(feed.num_rows, config.data.batch_size, config.run.seed, 1)[0]
+        rows = deal(first, feed.costs[first], self._place.world_size)[self._place.rank]
+        model.freeze_statistics(feed.batch(rows, self._place.device)[0], all_reduce)
+
+    # Training --------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train from the current position to the end, test, and report the final checkpoint."""
+        epochs = self._config.optim.epochs
+        for epoch in range(self._position.epoch, epochs + 1):
+            self._train_epoch(epoch)
+            if epoch < epochs and epoch % self._config.scale.checkpoint_every == 0:
+                self._report_checkpoint()
+        self._finish()
+
+    def _train_epoch(self, epoch: int) -> None:
+        config, feed, position = self._config, self._feeds["train"], self._position
+        batches = global_batches(feed.num_rows, config.data.batch_size, config.run.seed, epoch)
+        averaging = epoch > config.optim.epochs - averaged_epochs(config)
+        start = time.monotonic()
+        loss = torch.zeros((), dtype=torch.float64, device=self._place.device)
+        waited, step = 0.0, position.step
+        for number in range(position.batch, len(batches)):
+            asked = time.monotonic()
+            parts = self._parts(batches[number])
+            waited += time.monotonic() - asked
+            loss += self._engine.step(parts, config.data.batch_size, self._rate(step, len(batches)))
+            step += 1
+            if averaging:
+                self._take_average()
+            self._send_step(epoch, number + 1, len(batches))
+        trained = time.monotonic() - start
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "step": step,
+            "lr": self._rate(step - 1, len(batches)),
+            "train_loss": (position.loss + float(all_reduce(loss))) / len(batches),
+            "grad_norm": self._engine.gradient_norm,
+            "structures_per_s": (len(batches) - position.batch) * config.data.batch_size / trained,
+            "data_wait_s": waited,
+        }
+        row["val_mae"] = self._validate(epoch)
+        seconds = position.seconds + time.monotonic() - start
+        self._position = Position(epoch=epoch + 1, step=step, seconds=seconds)
+        self._send("row", row=row | {"seconds": seconds})
+
+    def _rate(self, step: int, steps_an_epoch: int) -> float:
+        """The learning rate of a step; while weights are averaged it stays that of the first averaged step."""
+        averaged = averaged_epochs(self._config)
+        held = (self._config.optim.epochs - averaged) * steps_an_epoch
+        return learning_rate(self._config.optim, min(step, held) if averaged else step)
+
+    def _parts(self, batch: IntArray) -> list[tuple[CrystalBatch, Tensor]]:
+        """This worker's share of a global batch, in as many parts as gradients are accumulated over."""
+        feed = self._feeds["train"]
+        mine = deal(batch, feed.costs[batch], self._place.world_size)[self._place.rank]
+        parts = deal(mine, feed.costs[mine], self._config.optim.gradient_accumulation)
+        return [feed.batch(rows, self._place.device) for rows in parts]
+
+    def _take_average(self) -> None:
+        if self._average is None:
+            self._average = AveragedWeights(self._engine)
+        self._average.update()
+
+    def _validate(self, epoch: int) -> dict[str, float]:
+        """Validation MAE by target in its unit; the best epoch's weights are kept."""
+        evaluation = self._evaluate("val")
+        errors = evaluation.mae(self._job.scaling, self._config.data.target)
+        if self._best is None or evaluation.score < self._best.score:
+            self._best = Best(epoch=epoch, score=evaluation.score, mae=errors)
+            self._best_weights = self._engine.weights()
+        return errors
+
+    def _evaluate(self, split: str) -> Evaluation:
+        return evaluate(self._engine, self._feeds[split], self._place)
+
+    # Ending ----------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Test the best-validation and the averaged weights, and report the final checkpoint with the outcome."""
+        if self._best is None:
+            raise RuntimeError("no epoch gave a finite validation error: training diverged; try a lower --lr")
+        models = {BEST: self._best_weights}
+        if self._average is not None:
+            models[AVERAGE] = self._averaged_weights(self._average)
+        arrays: Tensors = {}
+        for name, weights in models.items():
+            with self._engine.loaded(weights):
+                evaluation = self._evaluate("test")
+            arrays["truth"] = torch.from_numpy(self._job.scaling.restore(evaluation.truth))
+            arrays[name] = torch.from_numpy(self._job.scaling.restore(evaluation.prediction))
+        facts = {
+            "world_size": self._place.world_size,
+            "device": device_name(self._place.device),
+            "num_parameters": self._num_parameters,
+            "peak_memory_mb": float(all_reduce(torch.tensor([peak_memory_mb(self._place.device)]), maximum=True)),
+        }
+        self._report_checkpoint(Outcome(facts=facts, models=models, predictions=arrays))
+
+    def _averaged_weights(self, average: AveragedWeights) -> Tensors:
+        """The average in full; its batch-norm statistics are those of the train split under it."""
+        weights = self._engine.gathered(average.shards)
+        if not has_batch_norm(self._engine.module):
+            return weights
+        feed, config = self._feeds["train"], self._config
+        with self._engine.loaded(weights), recomputing(self._engine.module), torch.no_grad():
+            for batch in global_batches(feed.num_rows, config.data.batch_size, config.run.seed, config.optim.epochs):
+                for crystals, _ in self._parts(batch):
+                    self._engine.module(crystals)
+            return self._engine.weights()
+
+    @property
+    def _num_parameters(self) -> int:
+        return Crystalformer(self._config.model).num_parameters
+
+    # Reporting -------------------------------------------------------------------------------------------------
+
+    def _report_checkpoint(self, outcome: Outcome | None = None) -> None:
+        """Hand the whole state to Ray Train; the first worker writes it, all of them wait until it is stored."""
+        optimizer = self._engine.optimizer_state()
+        average = {} if self._average is None else self._engine.gathered(self._average.shards)
+        state = TrainState(
+            position=self._position,
+            weights=self._engine.weights(),
+            moments=optimizer.moments,
+            optimizer_step=optimizer.step,
+            average=average,
+            average_count=0 if self._average is None else self._average.count,
+            best=self._best,
+            best_weights=self._best_weights,
+        )
+        metrics = {"epoch": self._position.epoch - 1, "finished": outcome is not None}
+        if self._place.rank != 0:
+            ray.train.report(metrics)
+            return
+        folder = Path(tempfile.mkdtemp(prefix="crystalformer-checkpoint-"))
+        try:
+            if outcome is not None:
+                write_outcome(folder, outcome)
+            write_checkpoint(folder, state, self._job.config)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _send(self, kind: str, **content: Any) -> None:  # noqa: ANN401 - plain values of a message
+        if self._place.rank == 0:
+            self._job.monitor.send.remote({"kind": kind, **content})
+
+    def _send_step(self, epoch: int, done: int, total: int) -> None:
+        if time.monotonic() - self._last_message >= STEP_MESSAGE_SECONDS:
+            self._last_message = time.monotonic()
+            self._send("step", epoch=epoch, done=done, total=total)

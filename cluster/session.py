@@ -1,0 +1,29 @@
+"""The Ray cluster a run uses: the one RAY_ADDRESS names, or a local one that ends with the process."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from cluster.environment import for_workers
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to RAY_ADDRESS, or start a local Ray and stop it at the end. A connected session is left as it is."""
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, logging_level=logging.WARNING, runtime_env={"env_vars": for_workers()})
+    else:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
