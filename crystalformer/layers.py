@@ -76,6 +76,7 @@ class PeriodicAttention(nn.Module):
         """Whether s and t were taken from a first training batch (or loaded)."""
         return bool(self.statistics[0] != 0)
 
+    @torch.no_grad()
     def freeze_statistics(self, x: Tensor, all_reduce: AllReduce | None = None) -> None:
         """Set s and t from the features x (N, model_dim) of the first training batch, over all workers and heads."""
         q = self.q_proj(x).view(len(x), self.config.head_num, -1)
