@@ -24,6 +24,9 @@ NAMES = (
     "real_sigmoid",
     "headless_pe",
     "max_pool_two_targets",
+    "reci",
+    "multihead_k0",
+    "real-reci",
 )
 """The vectors that the library must reproduce; ``tests/golden/<name>.npz``."""
 
