@@ -21,13 +21,14 @@ class Assignment:
     """codes (rows,) int8: the split of every raw row, -1 for none. problems: what is wrong with a row, by its number.
 
     outside counts rows that do not belong to the set at all: published sets hold only rows that have every target.
-    usable: rows the recipe dealt.
+    usable: rows the recipe dealt. ends: ids of the first and last row of train, val and test, in the recipe's order.
     """
 
     codes: NDArray[np.int8]
     problems: dict[int, str]
     outside: dict[str, int]
     usable: int
+    ends: tuple[tuple[str, str], ...]
 
 
 def assign_splits(index: pa.Table, targets: Sequence[str], recipe: SplitRecipe, *, every_target: bool) -> Assignment:
@@ -53,9 +54,13 @@ def assign_splits(index: pa.Table, targets: Sequence[str], recipe: SplitRecipe, 
     if not len(rows):
         raise DataError(f"none of the {n} rows can be used: {first_reasons(problems.values()) or dict(outside)}")
     codes = np.full(n, UNUSED, dtype=np.int8)
-    codes[rows] = _codes(index, rows, recipe)
-    problems |= _duplicates(index, rows)
-    return Assignment(codes=codes, problems=problems, outside=dict(outside), usable=len(rows))
+    names = index.column("material_id").take(pa.array(rows)).to_pylist()
+    ends = []
+    for code, members in enumerate(_members(index, rows, recipe)):
+        codes[rows[members]] = code
+        ends.append((names[members[0]], names[members[-1]]) if len(members) else ("", ""))
+    problems |= _duplicates(names, rows)
+    return Assignment(codes=codes, problems=problems, outside=dict(outside), usable=len(rows), ends=tuple(ends))
 
 
 def first_reasons(reasons: Iterable[str]) -> str:
@@ -70,19 +75,20 @@ def count_rules(reasons: Iterable[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _codes(index: pa.Table, rows: NDArray[np.int64], recipe: SplitRecipe) -> NDArray[np.int8]:
+def _members(index: pa.Table, rows: NDArray[np.int64], recipe: SplitRecipe) -> list[NDArray[np.int64]]:
+    """For train, val and test, positions in ``rows``, in the order of the recipe or of the source."""
     prescribed = index.column("split").take(pa.array(rows)).to_pylist()
     if all(name is None for name in prescribed):
-        return make_split(len(rows), recipe).codes(len(rows))
+        split = make_split(len(rows), recipe)
+        return [np.array(part, dtype=np.int64) for part in (split.train, split.val, split.test)]
     wrong = next((name for name in prescribed if name not in SPLITS), None)
     if None in prescribed or wrong is not None:
         raise DataError(f"a split is named {wrong!r}; allowed are {', '.join(SPLITS)}")
-    return np.array([SPLITS.index(name) for name in prescribed], dtype=np.int8)
+    return [np.flatnonzero([name == split for name in prescribed]) for split in SPLITS]
 
 
-def _duplicates(index: pa.Table, rows: NDArray[np.int64]) -> dict[int, str]:
+def _duplicates(names: Sequence[str], rows: NDArray[np.int64]) -> dict[int, str]:
     """Every usable row whose material_id an earlier usable one has."""
-    names = index.column("material_id").take(pa.array(rows)).to_pylist()
     first: dict[str, int] = {}
     found: dict[int, str] = {}
     for row, name in zip(rows.tolist(), names, strict=True):

@@ -63,7 +63,11 @@ class RemoteFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetInfo:
-    """A data set by name. expected: published split sizes, checked after preparing; None where none are published."""
+    """A data set by name.
+
+    expected: published split sizes; None where none are published. ends: published ids of the first and last row of
+    train, val and test, in the recipe's order. Both are checked when the set is prepared.
+    """
 
     name: str
     kind: SourceKind
@@ -75,6 +79,7 @@ class DatasetInfo:
     id_field: str = "material_id"
     recipe: SplitRecipe = SplitRecipe()
     expected: SplitSizes | None = None
+    ends: tuple[tuple[str, str], ...] = ()
     aliases: tuple[str, ...] = ()
 
     @property

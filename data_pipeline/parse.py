@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_pipeline.crystal import Crystal, Disorder, to_cartesian
+from data_pipeline.elements import number_of
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -48,6 +50,65 @@ def from_pymatgen(structure: Structure) -> Crystal:
         lattice=lattice,
         disorder=make_disorder(mixed),
     )
+
+
+def from_jarvis(atoms: Mapping[str, Any]) -> Crystal:
+    """A crystal from a jarvis ``atoms`` dictionary: lattice_mat, coords, elements, cartesian.
+
+    Raises ValueError "unreadable structure: why", "unknown element: which".
+    """
+    try:
+        lattice = np.array(atoms["lattice_mat"], dtype=np.float64).reshape(3, 3)
+        coordinates = np.array(atoms["coords"], dtype=np.float64).reshape(-1, 3)
+        symbols = [str(symbol).strip() for symbol in atoms["elements"]]
+        cartesian = bool(atoms["cartesian"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"unreadable structure: jarvis atoms: {error!r:.150}") from error
+    return Crystal(
+        positions=coordinates if cartesian else to_cartesian(coordinates, lattice),
+        atomic_numbers=_numbers(symbols),
+        lattice=lattice,
+    )
+
+
+def from_pymatgen_dict(structure: Mapping[str, Any]) -> Crystal:
+    """A crystal from Structure.as_dict(), disordered sites included.
+
+    Raises ValueError "unreadable structure: why", "unknown element: which".
+    """
+    mixed: list[tuple[int, int, float]] = []
+    symbols: list[str] = []
+    try:
+        lattice = np.array(structure["lattice"]["matrix"], dtype=np.float64).reshape(3, 3)
+        sites = structure["sites"]
+        fractional = np.array([site["abc"] for site in sites], dtype=np.float64).reshape(-1, 3)
+        for i, site in enumerate(sites):
+            species = [(str(entry["element"]), float(entry["occu"])) for entry in site["species"]]
+            if len(species) == 1 and abs(species[0][1] - 1) < 1e-8:
+                symbols.append(species[0][0])
+            else:
+                symbols.append("")
+                mixed += [(i, _number(symbol), amount) for symbol, amount in species]
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"unreadable structure: pymatgen dictionary: {error!r:.150}") from error
+    return Crystal(
+        positions=to_cartesian(fractional, lattice),
+        atomic_numbers=_numbers(symbols),
+        lattice=lattice,
+        disorder=make_disorder(mixed),
+    )
+
+
+def _numbers(symbols: list[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Atomic numbers; 0 for an empty symbol."""
+    return np.array([_number(symbol) if symbol else 0 for symbol in symbols], dtype=np.int64)
+
+
+def _number(symbol: str) -> int:
+    try:
+        return number_of(symbol)
+    except ValueError as error:
+        raise ValueError(f"unknown element: {symbol!r:.20}") from error
 
 
 def make_disorder(mixed: list[tuple[int, int, float]]) -> Disorder | None:

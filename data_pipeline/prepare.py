@@ -47,16 +47,20 @@ def prepare_dataset(
     data_dir: Path,
     *,
     strict: bool = False,
+    allow_pickle: bool = False,
     progress: Progress | None = None,
     executor: Executor = "auto",
 ) -> PreparedDataset:
     """Make data_dir/<name>/{train,val,test}/*.parquet and dataset.json, or reuse them if they are there already.
 
-    strict: a single rejected row is an error. progress: called with what is done, rows done, rows in all. executor:
-    "process" and "ray" force one way to work; the files are the same bytes either way. Raises DataError.
+    strict: a single rejected row is an error. allow_pickle: read the sets that are published as pickles (Matformer's
+    elastic ones), through an unpickler that admits plain data only; not needed once they are prepared. progress:
+    called with what is done, rows done, rows in all. executor: "process" and "ray" force one way to work; the files
+    are the same bytes either way. Raises DataError.
     """
     info = find_dataset(dataset) if isinstance(dataset, str) else dataset
-    return prepare_from(open_registered(info), info, data_dir, strict=strict, progress=progress, executor=executor)
+    source = open_registered(info, data_dir, progress or _silent, allow_pickle=allow_pickle)
+    return prepare_from(source, info, data_dir, strict=strict, progress=progress, executor=executor)
 
 
 def prepare_from(
@@ -141,6 +145,11 @@ class _Job:
         index = store.index(names)
         plan = assign_splits(index, names, self.info.recipe, every_target=self.source.every_target)
         _check_strict(_rejected(plan.problems, index), self.info.name, strict=strict)
+        if self.info.ends and plan.ends != self.info.ends:
+            raise DataError(
+                f"data set {self.info.name}: the splits begin and end with {plan.ends}, the published ones with "
+                f"{self.info.ends}: the source holds other rows than the published ones"
+            )
         out = self.data_dir / f".{self.info.name}.{self.fingerprint[:12]}.partial"
         shutil.rmtree(out, ignore_errors=True)
         processed = with_ray(store, progress) if store.staged else in_process(store, progress)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+import numpy as np
 import pyarrow as pa
 
 from data_pipeline.crystal import EMPTY, Crystal, structure_columns
@@ -61,17 +62,24 @@ def raw_tables(
         yield _raw_table(chunk, targets)
 
 
-def from_structures(table: pa.Table, file: str, targets: Sequence[TargetInfo]) -> pa.Table:
-    """A raw table from a structure table's rows, in order."""
+def from_structures(table: pa.Table, file: str, targets: Sequence[TargetInfo], first_row: int = 0) -> pa.Table:
+    """A raw table from a structure table's rows, in order; the first has number ``first_row`` in its file."""
     n = len(table)
+    infinite: list[str | None] = [None] * n
+    for target in targets:
+        for row in np.flatnonzero(np.isinf(table.column(target.name).to_numpy())).tolist():
+            infinite[row] = f"bad target: {target.name} is infinite"
     columns = {
-        **{name: pa.nulls(n, pa.string()) for name in ("problem", "split", "kind")},
         "source_file": pa.array([file] * n, pa.string()),
-        "source_row": pa.array(range(n), pa.int64()),
+        "source_row": pa.array(range(first_row, first_row + n), pa.int64()),
+        "problem": pa.array(infinite, pa.string()),
+        "split": pa.nulls(n, pa.string()),
+        "kind": pa.nulls(n, pa.string()),
         "text": pa.nulls(n, pa.large_string()),
     }
     schema = raw_schema(targets)
-    return pa.table([columns[f.name] if f.name in columns else table[f.name] for f in schema], schema=schema)
+    cast = [columns[f.name] if f.name in columns else table.column(f.name).cast(f.type) for f in schema]
+    return pa.table(cast, schema=schema)
 
 
 def _raw_table(records: Sequence[Record], targets: Sequence[TargetInfo]) -> pa.Table:

@@ -90,6 +90,7 @@ def _jarvis(
         id_field=id_field,
         recipe=recipe,
         expected=expected,
+        ends=_ENDS["jarvis__" + name],
         aliases=(name,),
     )
 
@@ -97,6 +98,30 @@ def _jarvis(
 _MEGNET = RemoteFile(url=FIGSHARE + "26724977", name="megnet.json.zip")
 _DFT_3D = RemoteFile(url=FIGSHARE + "29204826", name="jdft_3d-8-18-2021.json.zip")
 _OQMD = RemoteFile(url=FIGSHARE + "26790182", name="all_oqmd.json.zip")
+_ELASTIC_ENDS = (("mp-10000", "mp-715469"), ("mp-10015", "mp-867194"), ("mp-1001019", "mp-704419"))
+_ENDS = {
+    "jarvis__megnet": (("mp-569112", "mvc-6917"), ("mp-558851", "mp-542332"), ("mp-554286", "mp-17481")),
+    "jarvis__megnet-shear": _ELASTIC_ENDS,
+    "jarvis__megnet-bulk": _ELASTIC_ENDS,
+    "jarvis__dft_3d_2021": (
+        ("JVASP-21450", "JVASP-28366"),
+        ("JVASP-68836", "JVASP-5650"),
+        ("JVASP-38636", "JVASP-90134"),
+    ),
+    "jarvis__dft_3d_2021-ehull": (
+        ("JVASP-33661", "JVASP-14073"),
+        ("JVASP-101868", "JVASP-118132"),
+        ("JVASP-8413", "JVASP-90134"),
+    ),
+    "jarvis__dft_3d_2021-mbj_bandgap": (
+        ("JVASP-11762", "JVASP-12820"),
+        ("JVASP-59652", "JVASP-10869"),
+        ("JVASP-100464", "JVASP-65765"),
+    ),
+    "jarvis__oqmd_3d": (("838046", "368371"), ("897017", "764365"), ("820496", "452980")),
+    "jarvis__oqmd_3d-bandgap": (("307903", "932283"), ("719433", "989134"), ("506427", "452988")),
+}
+"""Ids of the first and last row of train, val and test, as the authors' program data/check_datasets.py pins them."""
 _CITATIONS = {
     _MEGNET.name: "Chen et al., Graph networks as a universal machine learning framework for molecules and crystals, "
     "Chem. Mater. 31, 3564 (2019), doi:10.1021/acs.chemmater.9b01294",
@@ -151,7 +176,7 @@ _PAPER = (
     _jarvis(
         "oqmd_3d",
         _OQMD,
-        "id",
+        "_oqmd_entry_id",
         (
             _target("stability", "eV/atom", "distance to the convex hull, OQMD", "_oqmd_stability"),
             _target("delta_e", "eV/atom", "formation energy, OQMD", "_oqmd_delta_e"),
@@ -161,7 +186,7 @@ _PAPER = (
     _jarvis(
         "oqmd_3d-bandgap",
         _OQMD,
-        "id",
+        "_oqmd_entry_id",
         (_target("bandgap", "eV", "band gap, OQMD", "_oqmd_band_gap"),),
         SplitSizes(train=653388, val=81673, test=81673),
     ),
@@ -194,7 +219,8 @@ def _matformer(
         files=files,
         id_field="id",
         expected=sizes,
-        aliases=(f"megnet-{short}",),
+        ends=_ENDS[f"jarvis__megnet-{short}"],
+        aliases=(f"megnet-{short}", f"jarvis__megnet-{short}_modulus"),
     )
 
 

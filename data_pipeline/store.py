@@ -96,5 +96,5 @@ def _write_json(path: Path, content: dict[str, object]) -> None:
 
 
 def null_mask(column: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """(rows,) where a column is null."""
-    return np.asarray(column.is_null().to_numpy(), dtype=np.bool_)
+    """(rows,) where a column is null or NaN."""
+    return np.asarray(column.is_null(nan_is_null=True).to_numpy(), dtype=np.bool_)

@@ -90,7 +90,7 @@ def test_names_that_are_no_folder_are_refused(name):
 
 def test_registry_is_consistent():
     names = [name for info in DATASETS for name in (info.name, *info.aliases)]
-    assert len(names) == len(set(names)) == 11 + 8
+    assert len(names) == len(set(names)) == 11 + 8 + 2
     assert embedded_names() == ("elastic_tensor_2015", "flla_2015", "dielectric_2017")
     usable = {"jarvis__dft_3d_2021-ehull": 55370, "jarvis__dft_3d_2021-mbj_bandgap": 18172, "jarvis__oqmd_3d": 817636}
     for info in DATASETS:

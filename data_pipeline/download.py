@@ -1,0 +1,104 @@
+"""Files over the network: resumed where a download broke off, checked, published under their name when whole."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlparse
+
+from data_pipeline.datasets import embedded_names
+from data_pipeline.errors import DataError
+from data_pipeline.info import RemoteFile
+
+ATTEMPTS = 5
+TIMEOUT_SECONDS = 30.0
+_PIECE = 1 << 18
+_RETRY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+Progress = Callable[[str, int, int], None]
+
+
+class _TryAgainError(Exception):
+    """The connection failed in a way that may pass."""
+
+
+def download(file: RemoteFile, folder: Path, progress: Progress, pause: float = 1.0) -> Path:
+    """The path of ``file`` in ``folder``, downloaded unless it is there and whole.
+
+    The SHA-256 of a complete file is kept beside it and checked whenever it is used again, and against the published
+    one where there is one. A broken connection is taken up again at the byte where it broke, at most ATTEMPTS times
+    with pauses of ``pause`` seconds and more. Raises DataError: unreachable, refused by the server, or damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / file.name
+    digest = path.with_name(file.name + ".sha256")
+    if path.is_file():
+        _check(path, file.sha256 or (digest.read_text().strip() if digest.is_file() else ""))
+        return path
+    part = path.with_name(file.name + ".part")
+    for attempt in range(ATTEMPTS):
+        try:
+            _fetch(file, part, progress)
+            break
+        except _TryAgainError as error:
+            if attempt + 1 == ATTEMPTS:
+                raise DataError(_unreachable(file, path, str(error))) from error
+            time.sleep(pause * 2**attempt)
+    found = _check(part, file.sha256)
+    digest.write_text(found + "\n")
+    part.replace(path)
+    return path
+
+
+def _fetch(file: RemoteFile, part: Path, progress: Progress) -> None:
+    """Append to ``part`` what it still lacks. Raises _TryAgainError or DataError."""
+    start = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(file.url, headers={"User-Agent": "crystalformer"})  # noqa: S310 - registered
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
+            start = start if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0
+            _copy(answer, part, start, lambda done, total: progress(f"download {file.name}", done, total))
+    except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:
+            part.unlink()
+            raise _TryAgainError("the partial file did not fit the server's") from error
+        if error.code in _RETRY_STATUS:
+            raise _TryAgainError(f"HTTP status {error.code}") from error
+        raise DataError(f"{file.url}: the server answered {error.code} {error.reason}") from error
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        raise _TryAgainError(str(getattr(error, "reason", error)) or repr(error)) from error
+
+
+def _copy(answer: http.client.HTTPResponse, part: Path, start: int, progress: Callable[[int, int], None]) -> None:
+    length = answer.headers.get("Content-Length")
+    total = start + int(length) if length is not None else 0
+    done = start
+    with part.open("ab" if start else "wb") as stream:
+        while piece := answer.read(_PIECE):
+            stream.write(piece)
+            done += len(piece)
+            progress(done, total)
+    if total and done != total:
+        raise _TryAgainError(f"the connection closed after {done} of {total} bytes")
+
+
+def _check(path: Path, wanted: str) -> str:
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if wanted and found != wanted:
+        raise DataError(f"{path}: damaged: sha256 is {found}, not {wanted}; delete it to download it again")
+    return found
+
+
+def _unreachable(file: RemoteFile, path: Path, reason: str) -> str:
+    return (
+        f"cannot reach {urlparse(file.url).netloc} for {file.name} ({reason}); use an embedded data set "
+        f"({', '.join(embedded_names())}), or put the file from {file.url} at {path}"
+    )

@@ -1,0 +1,126 @@
+"""Sources made of records with named fields: CSV, JSON, JSON lines, Parquet, and pickles of lists of records."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.errors import DataError
+from data_pipeline.fields import TEXT_FIELDS, Place, choose_targets, to_record
+from data_pipeline.info import TargetInfo
+from data_pipeline.json_stream import iter_records
+from data_pipeline.raw import Record, raw_tables
+from data_pipeline.sources.base import ARRAY_SECONDS, TEXT_SECONDS, file_digest
+from data_pipeline.unpickle import read_pickle
+
+SAMPLE = 100
+"""Records looked at to tell which fields are targets."""
+SUFFIXES = (".csv", ".json", ".json.gz", ".jsonl", ".jsonl.gz", ".parquet", ".pkl")
+_BROKEN = "unreadable record: "
+
+
+class RecordSource:
+    """One file of records, or several that each are a split."""
+
+    every_target = False
+
+    def __init__(self, files: Mapping[Path, str | None], wanted: Sequence[str] = ()) -> None:
+        """files: the split of each file, None where the recipe decides. Raises DataError without targets."""
+        self.files = dict(files)
+        first = next(iter(self.files))
+        sample = [fields for fields in islice(iter_fields(first), SAMPLE) if isinstance(fields, Mapping)]
+        self.targets: tuple[TargetInfo, ...] = choose_targets(sample, wanted, first.name)
+        as_text = any(fields.get(name) for fields in sample[:1] for name in TEXT_FIELDS)
+        self.seconds_per_row = TEXT_SECONDS if as_text else ARRAY_SECONDS
+
+    def fingerprint(self) -> str:
+        """Digest of the files."""
+        content = "\n".join(f"{split} {path.name} {file_digest(path)}" for path, split in self.files.items())
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The records in the order of the files."""
+        return raw_tables(self._records(), self.targets)
+
+    def _records(self) -> Iterator[Record]:
+        for path, split in self.files.items():
+            name = path.name if split is None else f"{split}/{path.name}"
+            for row, fields in enumerate(iter_fields(path)):
+                place = Place(file=name, row=row, split=split)
+                if isinstance(fields, str):
+                    yield Record(file=name, row=row, material_id="", problem=fields, split=split)
+                else:
+                    yield to_record(fields, self.targets, place)
+
+
+def iter_fields(path: Path) -> Iterator[Mapping[str, Any] | str]:
+    """The records of a file by field name; a string is the problem of a record that cannot be read.
+
+    Raises DataError where the file as a whole cannot be read.
+    """
+    try:
+        if path.name.endswith(".csv"):
+            yield from _csv(path)
+        elif path.name.endswith((".jsonl", ".jsonl.gz")):
+            with _open_text(path) as stream:
+                yield from (_json_line(line) for line in stream if line.strip())
+        elif path.name.endswith((".json", ".json.gz")):
+            with _open_text(path) as stream:
+                yield from iter_records(stream)
+        elif path.name.endswith(".parquet"):
+            for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+        else:
+            yield from _pickle(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found") from None
+    except (ValueError, OSError, EOFError, csv.Error) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split()):.300}") from error
+
+
+def _open_text(path: Path) -> TextIO:
+    if path.name.endswith(".gz"):
+        return io.TextIOWrapper(gzip.open(path), encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+def _json_line(line: str) -> Mapping[str, Any] | str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        return f"{_BROKEN}{error}"
+    return record if isinstance(record, dict) else f"{_BROKEN}{type(record).__name__}, not an object"
+
+
+def _csv(path: Path) -> Iterator[Mapping[str, Any] | str]:
+    csv.field_size_limit(1 << 30)
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream)
+        header = next(reader, None)
+        if header is None:
+            raise ValueError("it is empty")
+        for row in reader:
+            if len(row) == len(header):
+                yield dict(zip(header, row, strict=True))
+            elif row:
+                yield f"{_BROKEN}{len(row)} fields, but the heading has {len(header)}"
+
+
+def _pickle(path: Path) -> Iterator[Mapping[str, Any] | str]:
+    content = read_pickle(path)
+    if not isinstance(content, list | tuple):
+        raise ValueError(f"the pickle holds {type(content).__name__}, not a list of records")
+    for record in content:
+        yield record if isinstance(record, Mapping) else f"{_BROKEN}{type(record).__name__}, not a dictionary"

@@ -1,0 +1,84 @@
+"""Downloads resume, are checked, and say clearly why they cannot be."""
+
+import hashlib
+
+import pytest
+
+from data_pipeline.download import ATTEMPTS, download
+from data_pipeline.errors import DataError
+from data_pipeline.info import RemoteFile
+from tests.data_pipeline.server import Site, serve
+
+CONTENT = bytes(range(256)) * 4000
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+def silent(*_):
+    pass
+
+
+def get(site, folder, path="/files/1", **more):
+    file = RemoteFile(url=site.url + path, name="set.zip", **more)
+    return download(file, folder, silent, pause=0.0)
+
+
+def test_resumes_at_the_byte_where_it_broke(tmp_path):
+    with serve(Site({"/files/1": CONTENT}, break_after=[300_000, 100_000])) as site:
+        path = get(site, tmp_path, sha256=DIGEST)
+        assert path.read_bytes() == CONTENT
+        assert [wanted for _, wanted in site.seen] == [None, "bytes=300000-", "bytes=400000-"]
+        assert get(site, tmp_path) == path and len(site.seen) == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["set.zip", "set.zip.sha256"]
+
+
+def test_resumes_after_the_program_was_stopped_and_reports_progress(tmp_path):
+    (tmp_path / "set.zip.part").write_bytes(CONTENT[:1000])
+    seen = []
+    with serve(Site({"/files/1": CONTENT})) as site:
+        file = RemoteFile(url=site.url + "/files/1", name="set.zip")
+        download(file, tmp_path, lambda *call: seen.append(call), pause=0.0)
+        assert site.seen == [("/files/1", "bytes=1000-")]
+    assert (tmp_path / "set.zip").read_bytes() == CONTENT
+    assert seen[-1] == ("download set.zip", len(CONTENT), len(CONTENT)) and seen[0][1] > 1000
+
+
+def test_a_server_without_ranges_and_a_part_that_does_not_fit(tmp_path):
+    (tmp_path / "set.zip.part").write_bytes(b"x" * 1000)
+    with serve(Site({"/files/1": CONTENT}, ranges=False)) as site:
+        assert get(site, tmp_path).read_bytes() == CONTENT
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "set.zip.part").write_bytes(b"x" * (len(CONTENT) + 5))
+    with serve(Site({"/files/1": CONTENT})) as site:
+        assert get(site, tmp_path / "b").read_bytes() == CONTENT
+
+
+def test_busy_server_is_asked_again(tmp_path):
+    with serve(Site({"/files/1": CONTENT}, status=[503, 429])) as site:
+        assert get(site, tmp_path).read_bytes() == CONTENT
+        assert len(site.seen) == 3
+
+
+def test_damage_is_found(tmp_path):
+    with serve(Site({"/files/1": CONTENT})) as site:
+        with pytest.raises(DataError, match=r"damaged: sha256 is .*, not 0000"):
+            get(site, tmp_path / "a", sha256="0" * 64)
+        assert not (tmp_path / "a" / "set.zip").exists()
+        path = get(site, tmp_path)
+        path.write_bytes(CONTENT[:-1])
+        with pytest.raises(DataError, match="delete it to download it again"):
+            get(site, tmp_path)
+
+
+def test_refused_and_unreachable_are_one_clear_line(tmp_path):
+    with serve(Site({})) as site:
+        with pytest.raises(DataError, match="the server answered 404"):
+            get(site, tmp_path)
+        assert len(site.seen) == 1
+    with pytest.raises(
+        DataError, match=r"cannot reach 127.0.0.1:\d+ for set.zip .*elastic_tensor_2015, flla"
+    ) as caught:
+        get(site, tmp_path)
+    assert "\n" not in str(caught.value) and str(tmp_path / "set.zip") in str(caught.value)
+    with serve(Site({"/files/1": CONTENT}, status=[503] * ATTEMPTS)) as site:
+        with pytest.raises(DataError, match="HTTP status 503"):
+            get(site, tmp_path)
