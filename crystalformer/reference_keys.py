@@ -28,7 +28,9 @@ def from_reference(state: Mapping[str, Tensor], model: Crystalformer) -> dict[st
     unknown = sorted(set(state) - known)
     if unknown:
         raise ValueError(f"reference weights hold {unknown[0]!r}, which this architecture lacks")
-    current = model.state_dict()
+    current, unread = model.state_dict(), _unread_heads(model)
+    if unread:
+        state = {k: v[:, :-unread] if k.endswith("pe_dist_proj") and v.dim() == 4 else v for k, v in state.items()}
     ours = {name: _shaped(state[key], key, current[name]) for name, key in names.items() if key in state}
     for layer in range(model.config.num_layers):
         key = _in_proj_bias(layer)
@@ -48,11 +50,19 @@ def to_reference(model: Crystalformer) -> dict[str, Tensor]:
     for layer in range(model.config.num_layers):
         ours, prefix = f"blocks.{layer}.attention.", f"encoder.layers.{layer}.self_attn."
         theirs[_in_proj_bias(layer)] = torch.cat([current[ours + name] for name in _QKV_BIASES])
-        theirs[prefix + "atten_scale"] = current[ours + "q_proj.bias"].new_full((1,), model.config.head_dim**-0.5)
+        theirs[prefix + "atten_scale"] = current[ours + "q_proj.bias"].new_zeros(1)  # they never set it either
         theirs[prefix + "lattice_pos_weights"] = current[ours + "gauss_direction"].reshape(-1)
         if ours + "radial_weight" in current:
-            theirs[prefix + "pe_dist_proj"] = current[ours + "radial_weight"].unsqueeze(0)
+            weight = current[ours + "radial_weight"]
+            unread = weight.new_zeros(_unread_heads(model), *weight.shape[1:])
+            theirs[prefix + "pe_dist_proj"] = torch.cat([weight, unread]).unsqueeze(0)
     return theirs
+
+
+def _unread_heads(model: Crystalformer) -> int:
+    """In multihead the authors keep a W for the reciprocal heads, too, and never read it."""
+    config = model.config
+    return config.head_num // 2 if config.domain == "multihead" and config.value_pe_headed else 0
 
 
 def _in_proj_bias(layer: int) -> str:
