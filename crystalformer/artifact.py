@@ -133,18 +133,29 @@ class Predictor:
 
 def load_model(folder: str | Path, *, device: str = "cpu", backend: str = "auto") -> Predictor:
     """The predictor of a model folder. ValueError names the first weight that does not fit its config.json."""
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     card = read_card(folder)
     model = Crystalformer(card.model, backend=backend)
-    weights = load_file(folder / WEIGHTS)
-    for name, value in model.state_dict().items():
-        if name not in weights:
-            raise ValueError(f"{folder / WEIGHTS} lacks {name!r}")
-        if weights[name].shape != value.shape:
-            raise ValueError(
-                f"{folder / WEIGHTS}: {name!r} has the shape {tuple(weights[name].shape)}, not {tuple(value.shape)}"
-            )
-    model.load_state_dict(weights)
+    model.load_state_dict(_read_weights(folder / WEIGHTS, model))
     return Predictor(model.to(device), card)
+
+
+def _read_weights(path: Path, model: Crystalformer) -> dict[str, Tensor]:
+    """The tensors of the file, which are those of ``model`` by name and shape."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: {error}") from error
+    expected = model.state_dict()
+    for name, value in expected.items():
+        if name not in weights:
+            raise ValueError(f"{path} lacks {name!r}")
+        if weights[name].shape != value.shape:
+            raise ValueError(f"{path}: {name!r} has the shape {tuple(weights[name].shape)}, not {tuple(value.shape)}")
+    unknown = sorted(set(weights) - set(expected))
+    if unknown:
+        raise ValueError(f"{path} holds {unknown[0]!r}, which its {CONFIG} lacks")
+    return weights
