@@ -1,0 +1,188 @@
+"""The model folder: what is saved predicts bit for bit the same once loaded; what is wrong with a folder is named."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from crystalformer import Crystalformer, ModelConfig, load_model
+from crystalformer.artifact import CONFIG, WEIGHTS, ModelCard, Predictor, TargetScale, read_card, save_model
+from tests.crystalformer.crystals import batch_of, golden_crystals
+
+SETTINGS = ModelConfig(
+    model_dim=32, head_num=4, ff_dim=48, num_layers=2, embedding_dim=(24,), value_pe_dist_real=16, num_targets=2
+)
+TARGETS = (
+    TargetScale(name="shear", unit="log10(GPa)", scale=0.5, bias=1.25),
+    TargetScale(name="n", unit="1", scale=2.0, bias=-3.0),
+)
+CARD = ModelCard(model=SETTINGS, targets=TARGETS, provenance={"dataset": "elastic_tensor_2015", "seed": 7})
+
+
+@pytest.fixture
+def model():
+    model = Crystalformer(SETTINGS).train()
+    model(batch_of(*golden_crystals()))  # freezes the statistics: they must travel, too
+    return model.eval()
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    save_model(tmp_path / "run" / "model", CARD, model.state_dict())
+    return tmp_path / "run" / "model"
+
+
+def structures():
+    from pymatgen.core import Lattice, Structure
+
+    return [
+        Structure(Lattice(c.lattice), c.numbers, c.positions, coords_are_cartesian=True) for c in golden_crystals()
+    ]
+
+
+def rewrite(folder, change) -> None:
+    """``change`` what config.json says."""
+    values = json.loads((folder / CONFIG).read_text())
+    change(values)
+    (folder / CONFIG).write_text(json.dumps(values))
+
+
+def test_a_saved_model_predicts_the_same_bit_for_bit(model, folder):
+    batch = batch_of(*golden_crystals())
+    loaded = load_model(folder)
+    assert torch.equal(loaded.model(batch), model(batch))
+    assert torch.equal(loaded.predict_batch(batch), Predictor(model, CARD).predict_batch(batch))
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], value), name
+    assert not loaded.model.training
+
+
+def test_the_card_comes_back_as_it_was(folder):
+    assert read_card(folder) == CARD
+    assert load_model(str(folder)).card == CARD
+    assert load_model(folder).targets == ("shear", "n")
+
+
+def test_predictions_are_in_the_targets_own_units(model, folder):
+    batch = batch_of(*golden_crystals())
+    with torch.no_grad():
+        normalized = model(batch).double().numpy()
+    found = load_model(folder).predict_batch(batch)
+    assert found.dtype == torch.float64
+    np.testing.assert_allclose(found.numpy(), normalized * [0.5, 2.0] + [1.25, -3.0], rtol=1e-15)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+def test_structures_are_predicted_in_their_order_whatever_the_batches(folder, batch_size):
+    """float32, and blocks of other atoms end at other shells: 1e-5."""
+    predictor = load_model(folder)
+    found = predictor.predict((s for s in structures()), batch_size=batch_size)
+    np.testing.assert_allclose(found, predictor.predict_batch(batch_of(*golden_crystals())), rtol=1e-5)
+
+
+def test_no_structures_no_rows(folder):
+    assert load_model(folder).predict([]).shape == (0, 2)
+
+
+def test_a_batch_size_below_1_is_refused(folder):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        load_model(folder).predict(structures(), batch_size=0)
+
+
+def test_the_backend_can_be_chosen(folder):
+    batch = batch_of(*golden_crystals())
+    oracle = load_model(folder, backend="reference").predict_batch(batch)
+    fast = load_model(folder).predict_batch(batch)
+    np.testing.assert_allclose(fast, oracle, rtol=1e-5)
+    assert not torch.equal(fast, oracle)
+
+
+def test_saving_again_replaces_both_files_and_leaves_nothing_else(model, folder):
+    changed = {name: value * 2 if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    save_model(folder, CARD, changed)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([WEIGHTS, CONFIG])
+    assert torch.equal(load_model(folder).model.embedding, 2 * model.embedding)
+
+
+def test_weights_that_share_memory_are_saved(model, tmp_path):
+    """A transposed view and a slice, as state dicts may hold; safetensors alone would refuse the first."""
+    weights = dict(model.state_dict())
+    weights["embedding"] = torch.empty(32, 98).normal_().T
+    save_model(tmp_path, CARD, weights)
+    assert torch.equal(load_model(tmp_path).model.embedding, weights["embedding"])
+
+
+def test_a_number_that_json_lacks_is_refused_and_the_old_card_stays(model, folder):
+    broken = ModelCard(model=SETTINGS, targets=(TARGETS[0], TargetScale(name="n", unit="1", scale=math.nan, bias=0)))
+    with pytest.raises(ValueError, match="Out of range float"):
+        save_model(folder, broken, model.state_dict())
+    assert read_card(folder) == CARD
+
+
+def test_a_card_has_a_scale_for_each_target():
+    with pytest.raises(ValueError, match="targets must be 2, got 1"):
+        ModelCard(model=SETTINGS, targets=TARGETS[:1])
+
+
+def test_a_folder_without_a_card_is_no_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} is not a model folder: it has no config.json"):
+        load_model(tmp_path)
+
+
+def test_a_folder_without_weights_is_named(folder):
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match="model.safetensors"):
+        load_model(folder)
+
+
+def test_weights_that_are_no_safetensors_are_named(folder):
+    (folder / WEIGHTS).write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="model.safetensors"):
+        load_model(folder)
+
+
+WRONG_CARDS = [
+    (lambda v: v.pop("format_version"), "config.json lacks 'format_version'"),
+    (lambda v: v.pop("targets"), "config.json lacks 'targets'"),
+    (lambda v: v.pop("model"), "config.json lacks 'model'"),
+    (lambda v: v.update(format_version=2), "config.json has format_version 2, this code reads 1"),
+    (lambda v: v["model"].update(num_layer=3), "unknown model setting 'num_layer'"),
+    (lambda v: v["model"].update(scale_real=-1), "scale_real must be greater than 0"),
+    (lambda v: v["targets"].pop(), "targets must be 2, got 1"),
+    (lambda v: v["targets"][0].pop("unit"), "config.json.*unit"),
+    (lambda v: v["targets"][0].update(colour="red"), "config.json.*colour"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_CARDS)
+def test_what_is_wrong_with_a_card_is_named(folder, change, message):
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match=message):
+        load_model(folder)
+
+
+def test_a_card_that_is_no_json_is_named(folder):
+    (folder / CONFIG).write_text("{")
+    with pytest.raises(ValueError, match="model/config.json: .*line 1"):
+        read_card(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": 3}, r"lacks 'blocks\.2\."),
+        ({"num_layers": 1}, r"holds 'blocks\.1\..*', which its config.json lacks"),
+        ({"ff_dim": 64}, r"'blocks\.0\.linear1\.weight' has the shape \(48, 32\), not \(64, 32\)"),
+        ({"value_pe_dist_real": 0}, r"holds 'blocks\.0\.attention\.radial_weight', which its config.json lacks"),
+        (
+            {"domain": "multihead"},
+            r"'blocks\.0\.attention\.radial_weight' has the shape \(4, 8, 16\), not \(2, 8, 16\)",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_the_card_are_named(folder, change, message):
+    rewrite(folder, lambda values: values["model"].update(change))
+    with pytest.raises(ValueError, match=f"model.safetensors.*{message}"):
+        load_model(folder)
