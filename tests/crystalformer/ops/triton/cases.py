@@ -67,7 +67,7 @@ def make_batch(case: Case, seed: int = 0) -> CrystalBatch:
 
 
 def make_operands(case: Case, seed: int = 0) -> dict[str, Tensor]:
-    """q, k, v, rho, weight (where the case has one) and dy, leaves in float64 that hold values of the case's dtype."""
+    """q, k, v, rho, weight (where the case has one) and dy, float64 numbers that the case's dtype can hold."""
     generator = torch.Generator().manual_seed(seed)
     n, shape = sum(case.sizes), (sum(case.sizes), case.heads, case.features)
     operands = {name: torch.randn(shape, generator=generator) for name in ("q", "k", "v")}
@@ -131,10 +131,10 @@ def kernels(case: Case, device: str) -> dict[str, Tensor]:
 
 
 def worst_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
-    """Largest difference of each result, in units of its largest number."""
+    """Largest difference of each result, in units of its largest number (a lone atom's dq and dk are 0)."""
     assert found.keys() == expected.keys()
     return {
-        name: float((found[name] - expected[name]).abs().max() / expected[name].abs().max().clamp_min(1e-30))
+        name: float((found[name] - expected[name]).abs().max() / expected[name].abs().max().clamp_min(0.1))
         for name in expected
     }
 

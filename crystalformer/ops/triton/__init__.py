@@ -1,0 +1,9 @@
+"""The Triton backend of real-space periodic attention. Importing this package imports triton; crystalformer does not.
+
+Kernels in kernels.py, checks and launches in launch.py, compilation without a GPU in aot.py.
+"""
+
+from crystalformer.ops.triton.launch import attend, available, refusal, validate
+from crystalformer.ops.triton.tiles import Tiles
+
+__all__ = ["Tiles", "attend", "available", "refusal", "validate"]

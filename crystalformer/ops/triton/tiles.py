@@ -1,0 +1,106 @@
+"""How a head and feature size is cut into programs, tiles and warps: the compile-time side of every launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PROGRAM_WIDTH = 128
+"""Features a program aims at: one warp then reads a row of keys as 32 lanes of 16 bytes, and sums over rows without
+leaving a thread. Wider models take several programs an atom, each a group of whole heads."""
+
+MAX_GROUP = 16
+"""Heads of a program at most: scores are (rows x heads), and 32 heads of 4 features spilled."""
+
+MAX_CHUNK = 64
+"""Radial bases that the query pass can hold beside its gathered keys and values."""
+
+MAX_FEATURES = 256
+MAX_BASES = 512
+"""Limits of D and K. Up to here every kernel compiles without spills for the GPUs that aot.py names."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tiles:
+    """The constants of the kernels (kernels.py) for one model.
+
+    heads H, features D, bases K: real sizes. rows: shell rows of a tile, a power of two of at least 16. warps: of a
+    program; forward_warps: of the forward's, whose (K, GROUP) sums lie in registers.
+    """
+
+    heads: int
+    features: int
+    bases: int
+    rows: int
+    warps: int
+    forward_warps: int
+
+    @classmethod
+    def fitting(cls, heads: int, features: int, bases: int) -> Tiles:
+        """The fixed default for H heads of D features with K radial bases. ValueError where they are too large."""
+        if not 1 <= features <= MAX_FEATURES:
+            raise ValueError(f"triton backend: head_dim must be 1 to {MAX_FEATURES}, got {features}")
+        if not 0 <= bases <= MAX_BASES:
+            raise ValueError(f"triton backend: value_pe_dist_real must be 0 to {MAX_BASES}, got {bases}")
+        wide = max(1, power_of_two(features) // PROGRAM_WIDTH)
+        tall = max(1, power_of_two(max(1, bases)) // 64)
+        return cls(heads=heads, features=features, bases=bases, rows=16, warps=wide, forward_warps=max(wide, tall))
+
+    @property
+    def width(self) -> int:
+        """WIDTH: D padded."""
+        return power_of_two(self.features)
+
+    @property
+    def group(self) -> int:
+        """GROUP: heads of a program."""
+        return min(power_of_two(self.heads), max(1, PROGRAM_WIDTH // self.width), MAX_GROUP)
+
+    @property
+    def groups(self) -> int:
+        """Programs an atom."""
+        return -(-self.heads // self.group)
+
+    @property
+    def basis(self) -> int:
+        """BASIS: K padded to what a matrix product needs, 0 for none."""
+        return max(16, power_of_two(self.bases)) if self.bases else 0
+
+    @property
+    def chunk(self) -> int:
+        """CHUNK: all of K up to 64 at once, more of them piece by piece."""
+        return max(16, self.basis) if self.basis <= MAX_CHUNK else MAX_CHUNK // 2
+
+    def key_constants(self) -> dict[str, int | bool]:
+        """Compile-time arguments of key_backward_kernel."""
+        return {
+            "HEADS": self.heads,
+            "FEATURES": self.features,
+            "GROUP": self.group,
+            "WIDTH": self.width,
+            "ROWS": self.rows,
+            "PADDED": self.width != self.features or self.heads % self.group != 0,
+        }
+
+    def query_constants(self, precision: str) -> dict[str, int | bool | str]:
+        """Compile-time arguments of query_backward_kernel; precision is tl.dot's input_precision."""
+        return {**self.key_constants(), "BASES": self.bases, "CHUNK": self.chunk, "PRECISION": precision}
+
+    def forward_constants(self, precision: str) -> dict[str, int | bool | str]:
+        """Compile-time arguments of forward_kernel."""
+        return {
+            **self.key_constants(),
+            "BASES": self.bases,
+            "BASIS": self.basis,
+            "ALL_HEADS": power_of_two(self.heads),
+            "PRECISION": precision,
+        }
+
+
+def options(warps: int) -> dict[str, int | bool]:
+    """Compiler options of every launch: nothing pipelined (gathers depend on loaded indices), a * b + c fused."""
+    return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is not below ``number``."""
+    return 1 << (number - 1).bit_length()
