@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
+from importlib.util import find_spec
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from crystalformer.batch import CrystalBatch
@@ -14,7 +18,9 @@ from crystalformer.ops.radial import RadialBasis
 from crystalformer.ops.reciprocal import WavePlan, wave_plan
 
 Domain = Literal["real", "reci"]
-Backend = Literal["auto", "torch", "reference"]
+Backend = Literal["auto", "torch", "triton", "reference"]
+
+_log = logging.getLogger(__name__)
 
 
 def periodic_attention(  # noqa: PLR0913 - the operands of one equation
@@ -42,8 +48,10 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     q, k, v (N, H, D): projections of the packed atoms of ``batch``, q not yet divided by sqrt(D).
     rho (N, H): at least ``rho_min`` > 0. scale: Å. radial and weight (H or 1, D, K): the W b term, or None for none.
     cutoff_sigmas: an atom's sum ends at this many widths of its own widest Gaussian (reci: of the widest admitted).
-    backend: "reference" (the dense oracle), "torch", or "auto" (torch).
-    Returns (N, H, D). Raises ValueError for an unknown backend or domain, or shapes that do not fit.
+    backend: "reference" (the dense oracle), "torch", "triton" (real domain, GPU), or "auto": triton for tensors on a
+    GPU whose dtype and sizes it takes, else torch; the choice is logged.
+    Returns (N, H, D). Raises ValueError for an unknown backend or domain, shapes that do not fit, or operands that
+    the named backend does not take.
     """
     _check(q, rho, batch, radial, weight, backend)
     if domain not in get_args(Domain):
@@ -51,7 +59,16 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     if domain == "reci":
         if weight is not None:
             raise ValueError("the reciprocal domain has no W b term: radial and weight must be None")
+        if backend == "triton":
+            raise ValueError("the triton backend has no reciprocal domain; auto uses it for the real one alone")
         return _reciprocal(q, k, v, rho, batch, scale, rho_min, cutoff_sigmas, backend)
+    if _chosen(backend, q, radial) == "triton":
+        from crystalformer.ops import triton as triton_backend
+
+        shells = batch.shells(cutoff_sigmas * scale / math.sqrt(rho_min))
+        return triton_backend.attend(
+            q, k, v, rho, shells, scale=scale, cutoff_sigmas=cutoff_sigmas, radial=radial, weight=weight
+        )
     if backend == "reference":
         return reference.attend_real(
             q,
@@ -70,6 +87,30 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     return torch_backend.attend(
         q, k, v, rho, plan, scale=scale, cutoff_sigmas=cutoff_sigmas, radial=radial, weight=weight
     )
+
+
+def _chosen(backend: str, q: Tensor, radial: RadialBasis | None) -> str:
+    """The backend for the real domain: "auto" is decided by where and what q (N, H, D) is."""
+    if backend == "auto":
+        bases = 0 if radial is None else radial.count
+        usable = q.is_cuda and _triton_takes(q.device, q.dtype, int(q.shape[1]), int(q.shape[2]), bases)
+        return "triton" if usable else "torch"
+    if backend == "triton" and find_spec("triton") is None:
+        raise ValueError("triton backend: triton is not installed (it has wheels for Linux only)")
+    return backend
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _triton_takes(device: torch.device, dtype: torch.dtype, heads: int, features: int, bases: int) -> bool:
+    """Whether "auto" is triton for these operands; says so once, with the reason where it is not."""
+    reason: str | None = "triton is not installed"
+    if find_spec("triton") is not None:
+        from crystalformer.ops.triton import refusal
+
+        reason = refusal(device, dtype, heads, features, bases)
+    _log.info("attention on %s: %s", device, "triton" if reason is None else f"torch ({reason})")
+    return reason is None
 
 
 def _reciprocal(  # noqa: PLR0913 - the operands of one equation
