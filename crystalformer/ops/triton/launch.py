@@ -223,44 +223,17 @@ def moments_backward(  # noqa: PLR0913 - an operator takes its operands one by o
     weights = q.new_empty((len(neighbor), 2, heads), dtype=torch.float32)
     tiles = Tiles.fitting(heads, features, sums.shape[2])
     score_scale = LOG2_E / math.sqrt(features)
+    numbers = (n, score_scale, LOG2_E / (2.0 * scale**2), step, -0.5 * LOG2_E / width**2)
+    listed = (row_start, neighbor, distance, log_count)
+    kept = (y, sums, lse, row_end, dy, dsums)
     with _on(q.device):
         kernels.query_backward_kernel[(n, tiles.groups)](
-            q,
-            k,
-            v,
-            rho,
-            row_start,
-            neighbor,
-            distance,
-            log_count,
-            y,
-            sums,
-            lse,
-            row_end,
-            dy,
-            dsums,
-            dq,
-            drho,
-            weights,
-            n,
-            score_scale,
-            LOG2_E / (2.0 * scale**2),
-            step,
-            -0.5 * LOG2_E / width**2,
+            *(q, k, v, rho, *listed, *kept, dq, drho, weights, *numbers),
             **tiles.query_constants(_precision()),
             **options(tiles.warps),
         )
         kernels.key_backward_kernel[(n, tiles.groups)](
-            q,
-            dy,
-            row_start,
-            neighbor,
-            partner,
-            row_end,
-            weights,
-            dk,
-            dv,
-            score_scale,
+            *(q, dy, row_start, neighbor, partner, row_end, weights, dk, dv, score_scale),
             **tiles.key_constants(),
             **options(tiles.warps),
         )

@@ -36,11 +36,13 @@ class Tiles:
 
     @classmethod
     def fitting(cls, heads: int, features: int, bases: int) -> Tiles:
-        """The fixed default for H heads of D features with K radial bases. ValueError where they are too large."""
+        """What ``choose`` set for H, D and K, else a fixed default. ValueError where D or K are too large."""
         if not 1 <= features <= MAX_FEATURES:
             raise ValueError(f"triton backend: head_dim must be 1 to {MAX_FEATURES}, got {features}")
         if not 0 <= bases <= MAX_BASES:
             raise ValueError(f"triton backend: value_pe_dist_real must be 0 to {MAX_BASES}, got {bases}")
+        if (heads, features, bases) in _CHOSEN:
+            return _CHOSEN[heads, features, bases]
         wide = max(1, power_of_two(features) // PROGRAM_WIDTH)
         tall = max(1, power_of_two(max(1, bases)) // 64)
         return cls(heads=heads, features=features, bases=bases, rows=16, warps=wide, forward_warps=max(wide, tall))
@@ -94,6 +96,17 @@ class Tiles:
             "ALL_HEADS": power_of_two(self.heads),
             "PRECISION": precision,
         }
+
+
+_CHOSEN: dict[tuple[int, int, int], Tiles] = {}
+
+
+def choose(tiles: Tiles) -> None:
+    """Use other tiles for their H, D and K from now on in this process; tests/benchmarks/gpu.py compares them.
+
+    Nothing is tuned by itself: another tile height adds in another order, and runs are to repeat bit for bit.
+    """
+    _CHOSEN[tiles.heads, tiles.features, tiles.bases] = tiles
 
 
 def options(warps: int) -> dict[str, int | bool]:
