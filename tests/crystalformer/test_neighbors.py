@@ -58,15 +58,9 @@ def test_random_cells_against_brute_force(seed):
         )
 
 
-def real_crystals():
-    return [*golden_crystals(), *embedded_crystals()]
-
-
-@pytest.mark.parametrize("index", range(10))
-def test_real_crystals_against_pymatgen(index):
+def assert_agrees_with_pymatgen(crystal: Crystal, radius: float):
     from pymatgen.core import Lattice, Structure
 
-    crystal, radius = real_crystals()[index], 6.03
     structure = Structure(Lattice(crystal.lattice), crystal.numbers, crystal.positions, coords_are_cartesian=True)
     centre, point, _, distance = structure.get_neighbor_list(radius)
     expected = {(i, i): [0.0] for i in range(len(crystal))}  # pymatgen leaves out the atom itself
@@ -75,6 +69,26 @@ def test_real_crystals_against_pymatgen(index):
     found = find_shells(crystal.positions, crystal.lattice, radius)
     assert found.num_images == len(distance) + len(crystal)
     assert_same_images(images(found), {pair: np.sort(distances) for pair, distances in expected.items()})
+
+
+@pytest.mark.parametrize("index", range(10))
+def test_real_crystals_against_pymatgen(index):
+    assert_agrees_with_pymatgen([*golden_crystals(), *embedded_crystals()][index], 6.03)
+
+
+LARGE = {
+    "300 atoms, reduced cell": (random_crystal(300, seed=0, skew=0.1), 6.03),
+    "300 atoms, skewed cell": (random_crystal(300, seed=1, skew=0.9), 6.03),
+    "300 atoms, small radius": (random_crystal(300, seed=2, skew=0.5), 2.03),
+    "100 atoms, radius beyond the cell": (random_crystal(100, seed=3, skew=0.3), 14.03),
+    "needle": (supercell(random_crystal(4, seed=4), 1, 1, 40), 6.03),
+    "sheet": (supercell(random_crystal(4, seed=5), 8, 8, 1), 6.03),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_crystals_against_pymatgen(name):
+    assert_agrees_with_pymatgen(*LARGE[name])
 
 
 def test_the_embedded_crystals_are_extreme():

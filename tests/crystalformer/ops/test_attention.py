@@ -1,0 +1,116 @@
+"""``periodic_attention``: what it refuses, which backend it takes, what its truncation costs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from crystalformer.ops import RadialBasis, periodic_attention
+from crystalformer.ops.attention import block_plan, reciprocal_plan
+from tests.crystalformer.crystals import batch_of, golden_crystals, random_crystal
+from tests.crystalformer.ops.operands import RADIAL, attend, errors, operands
+
+
+def call(batch, given, **changed):
+    settings = {
+        "q": given.q,
+        "k": given.k,
+        "v": given.v,
+        "rho": given.rho,
+        "scale": given.scale,
+        "rho_min": given.rho_min,
+        "radial": given.radial,
+        "weight": given.weight,
+        "domain": given.domain,
+    }
+    settings.update(changed)
+    return periodic_attention(*(settings.pop(name) for name in ("q", "k", "v", "rho")), batch, **settings)
+
+
+REFUSED = [
+    ({"backend": "fast"}, "backend must be one of auto, torch, .*reference, got 'fast'"),
+    ({"domain": "imaginary"}, "domain must be one of real, reci, got 'imaginary'"),
+    ({"q": torch.zeros(7, 2, 4)}, "q must have a row for each of the 22 atoms, got 7"),
+    ({"rho": torch.ones(22, 3)}, r"rho must have the shape \(22, 2\), got \(22, 3\)"),
+    ({"weight": None}, "radial and weight must be given together"),
+    ({"radial": None}, "radial and weight must be given together"),
+    ({"weight": torch.zeros(2, 4, 8)}, r"weight must have the shape \(.*4, 16\), got \(2, 4, 8\)"),
+    ({"weight": torch.zeros(2, 8, 16)}, r"weight must have the shape \(.*4, 16\), got \(2, 8, 16\)"),
+    ({"domain": "reci"}, "the reciprocal domain has no W b term"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), REFUSED)
+def test_what_does_not_fit_is_refused(changed, message):
+    batch = batch_of(*golden_crystals())
+    with pytest.raises(ValueError, match=message):
+        call(batch, operands(batch), **changed)
+
+
+@pytest.mark.parametrize("domain", ["real", "reci"])
+def test_auto_is_the_torch_backend_on_a_cpu(domain):
+    batch = batch_of(*golden_crystals())
+    given = operands(batch, domain=domain, radial=RADIAL if domain == "real" else None)
+    default, chosen = call(batch, given), call(batch, given, backend="torch")
+    assert torch.equal(default, chosen)
+    assert torch.equal(call(batch, given, backend="auto"), chosen)
+    assert not torch.equal(call(batch, given, backend="reference"), chosen)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("domain", ["real", "reci"])
+def test_result_has_the_shape_and_dtype_of_q(backend, dtype, domain):
+    batch = batch_of(*golden_crystals())
+    given = operands(batch, heads=3, features=5, domain=domain, radial=RADIAL if domain == "real" else None)
+    y = call(batch, given.to(dtype), backend=backend)
+    assert (y.shape, y.dtype) == ((22, 3, 5), dtype)
+    assert torch.isfinite(y).all()
+
+
+@pytest.mark.parametrize("domain", ["real", "reci"])
+def test_truncation_error_falls_as_a_gaussian(domain):
+    """At c sigma an image weighs exp(-c²/2); some hundred images weigh together. Each sigma more must pay."""
+    batch = batch_of(*golden_crystals())
+    given = operands(batch, domain=domain, radial=RADIAL if domain == "real" else None, scale=1.4)
+    given = replace(given, rho=torch.full_like(given.rho, 0.5))  # the widest there is: the worst case
+    exact = attend(batch, given, "reference")
+    found = {c: errors(attend(batch, given, "torch", c), exact)["y"] for c in (3.0, 4.0, 5.0, 6.0, 7.0)}
+    assert found[3.0] > 1e-5
+    assert all(found[c + 1] < 0.1 * found[c] for c in (3.0, 4.0, 5.0, 6.0))
+    assert found[6.0] < 1e-6
+    assert found[7.0] < 1e-8
+
+
+def test_narrow_gaussians_do_not_need_the_wide_ones_list():
+    """Each atom ends at its own widths: with rho at 4 times the bound, half the radius gives the same numbers."""
+    batch = batch_of(*golden_crystals())
+    given = operands(batch, scale=1.0)
+    narrow = replace(given, rho=torch.full_like(given.rho, 2.0))
+    at_bound = replace(narrow, rho_min=2.0)
+    found = errors(attend(batch, narrow, "torch", 6.0), attend(batch_of(*golden_crystals()), at_bound, "torch", 6.0))
+    assert found["y"] < 1e-6
+    assert max(found.values()) < 1e-5
+
+
+def test_plans_are_made_once_a_batch_and_dtype():
+    batch = batch_of(*golden_crystals())
+    double, single = torch.zeros(1, dtype=torch.float64), torch.zeros(1)
+    plan = block_plan(batch, 6.0, double)
+    assert block_plan(batch, 6.0, double) is plan
+    assert block_plan(batch, 5.0, double) is plan  # a smaller radius is served by the larger list
+    assert block_plan(batch, 6.0, single) is not plan
+    waves = reciprocal_plan(batch, 3.0, double)
+    assert reciprocal_plan(batch, 3.0, double) is waves
+    assert reciprocal_plan(batch, 3.0, single) is not waves
+    assert reciprocal_plan(batch, 4.0, double) is not waves
+
+
+def test_features_follow_the_basis_not_the_batch():
+    """Two layers with other bases on one batch must not share radial features."""
+    batch = batch_of(random_crystal(4, seed=0))
+    other = RadialBasis(count=16, r_max=5.0, width=0.3)
+    for radial in (RADIAL, other, RADIAL):
+        given = operands(batch, radial=radial, scale=0.6)
+        found = errors(attend(batch, given, "torch"), attend(batch, given, "reference"))
+        assert max(found.values()) < 1e-9
