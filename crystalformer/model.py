@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from crystalformer.batch import CrystalBatch
 from crystalformer.config import MAX_ATOMIC_NUMBER, ModelConfig
@@ -50,11 +51,15 @@ class Crystalformer(nn.Module):
     def embed(self, batch: CrystalBatch) -> Tensor:
         """(N, model_dim): the element's row, or the occupancy-weighted sum of a disordered site's rows."""
         rows = (batch.atomic_numbers - 1).clamp_min(0)
+        # functional.embedding adds up its gradient in a fixed order; indexing does so atomically, in any order.
+        ordered = functional.embedding(rows, self.embedding)
         if batch.disorder is None:
-            return self.embedding[rows]
+            return ordered
         species = batch.disorder
-        ordered = self.embedding[rows] * (batch.atomic_numbers > 0).unsqueeze(-1).to(self.embedding)
-        mixed = self.embedding[species.atomic_number - 1] * species.occupancy.unsqueeze(-1).to(self.embedding)
+        ordered = ordered * (batch.atomic_numbers > 0).unsqueeze(-1).to(self.embedding)
+        mixed = functional.embedding(species.atomic_number - 1, self.embedding) * species.occupancy.unsqueeze(-1).to(
+            self.embedding
+        )
         return ordered.index_add(0, species.atom, mixed)
 
     @torch.no_grad()
