@@ -24,6 +24,13 @@ _CHUNK = 2_000_000
 """Distances evaluated at once: bounds the memory of the search to some tens of megabytes."""
 
 
+_DENSE_LIMIT = 2_000_000
+"""Pairs times images above which atoms are sorted into cells first."""
+
+_CELLS_A_RADIUS = 2.5
+"""Linked cells are at least radius / this thick: thinner ones fit the sphere better and are more in number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shells:
     """The shells around every atom of one crystal, atom by atom, nearest first.
@@ -55,12 +62,18 @@ def find_shells(positions: FloatArray, lattice: FloatArray, radius: float) -> Sh
     if not volume > 0:
         raise ValueError(f"lattice must span a volume, got {lattice.tolist()!r}")
     n = len(positions)
-    first, second = np.triu_indices(n)
-    pair_rows = [
-        _images_of_pairs(positions, lattice, radius, first[part], second[part])
-        for part in _parts(len(first), _images_a_pair(lattice, radius))
-    ]
-    i, j, distance = (np.concatenate(column) for column in zip(*pair_rows, strict=True))
+    images = _images_a_pair(lattice, radius)
+    if n * n * images > _DENSE_LIMIT:
+        found = _images_by_cells(positions, lattice, radius)
+    else:
+        first, second = np.triu_indices(n)
+        found = [
+            _images_of_pairs(positions, lattice, radius, first[part], second[part])
+            for part in _parts(len(first), images)
+        ]
+    i, j, distance = (np.concatenate(column) for column in zip(*found, strict=True))
+    if (_heights(lattice) > 2 * radius).all():
+        return _sorted(n, i, j, distance, np.ones(len(i), dtype=np.int64))
     return _merge(n, i, j, distance)
 
 
@@ -103,6 +116,42 @@ def _images_of_pairs(
     )
 
 
+def _images_by_cells(
+    positions: FloatArray, lattice: FloatArray, radius: float
+) -> list[tuple[IntArray, IntArray, FloatArray]]:
+    """Both directions of every pair's images within the radius, in time proportional to the atoms (linked cells).
+
+    The crystal is divided into cells along its lattice vectors; every atom meets the atoms of the cells within reach,
+    over the boundary as images. One of two opposite cell offsets is visited and its pairs are mirrored.
+    """
+    cells = np.maximum(1, np.floor(_heights(lattice) * _CELLS_A_RADIUS / radius)).astype(np.int64)
+    reach = np.ceil(radius * cells / _heights(lattice)).astype(int)
+    fractional = positions @ np.linalg.inv(lattice)
+    fractional -= np.floor(fractional)
+    inside = fractional @ lattice
+    cell = np.minimum((fractional * cells).astype(np.int64), cells - 1)
+    flat = np.ravel_multi_index(tuple(cell.T), tuple(cells))
+    members = flat.argsort(kind="stable")
+    counts = np.bincount(flat, minlength=int(cells.prod()))
+    starts = np.cumsum(counts) - counts
+    found = []
+    for offset in product(*(range(-m, m + 1) for m in reach)):
+        if offset < (0, 0, 0):
+            continue
+        shift, target = np.divmod(cell + np.array(offset), cells)
+        other = np.ravel_multi_index(tuple(target.T), tuple(cells))
+        i = np.repeat(np.arange(len(positions)), counts[other])
+        within = np.arange(len(i)) - np.repeat(np.cumsum(counts[other]) - counts[other], counts[other])
+        j = members[starts[other][i] + within]
+        squared = np.square(inside[j] + (shift @ lattice)[i] - inside[i]).sum(-1)
+        near = squared <= radius * radius
+        i, j, distance = i[near], j[near], np.sqrt(squared[near])
+        found.append((i, j, distance))
+        if offset != (0, 0, 0):
+            found.append((j, i, distance))
+    return found
+
+
 def _merge(n: int, i: IntArray, j: IntArray, distance: FloatArray) -> Shells:
     """Join each pair's images that lie within SHELL_GAP of one another, then sort every atom's shells by distance."""
     order = np.lexsort((distance, j, i))
@@ -113,6 +162,11 @@ def _merge(n: int, i: IntArray, j: IntArray, distance: FloatArray) -> Shells:
     count = np.diff(np.append(start, len(i)))
     merged = np.sqrt(np.add.reduceat(np.square(distance), start) / count)
     i, j = i[start], j[start]
-    order = np.lexsort((j, merged, i))
+    return _sorted(n, i, j, merged, count)
+
+
+def _sorted(n: int, i: IntArray, j: IntArray, distance: FloatArray, count: IntArray) -> Shells:
+    """Rows atom by atom, nearest first, then by neighbour."""
+    order = np.lexsort((j, distance, i))
     ptr = np.concatenate([[0], np.cumsum(np.bincount(i, minlength=n))])
-    return Shells(ptr=ptr, neighbor=j[order], distance=merged[order], count=count[order])
+    return Shells(ptr=ptr, neighbor=j[order], distance=distance[order], count=count[order])

@@ -147,7 +147,7 @@ def block_plan(batch: CrystalBatch, radius: float, like: Tensor) -> BlockPlan:
     shells = batch.shells(radius)
     key = ("blocks", like.dtype)
     if key not in shells.cache:
-        shells.cache[key] = make_plan(shells, batch.sizes, like.dtype)
+        shells.cache[key] = make_plan(batch, shells, like.dtype)
     plan: BlockPlan = shells.cache[key]
     return plan
 

@@ -1,166 +1,231 @@
 """How the torch backend walks a batch: blocks of query atoms, each with its keys and its padded shells.
 
-A block is a run of whole small crystals or a part of one large crystal. Inside it, everything is dense: scores are
-one (queries x keys) product a head, and every query atom has the same number of shell rows, padded at a distance
-where weights vanish. Crystals are put in order of their shells an atom, so padding stays small. Rows are sorted by
-distance, so a block stops where its own Gaussians end by taking a shorter slice.
+A block is a run of whole small crystals or a compact part of one large crystal. Inside it everything is dense: every
+query atom has the same number of shell rows, padded with rows that weigh nothing. Crystals are put in order of their
+shells an atom, so padding stays small. Rows are sorted by distance and a block's tables hold only as many of them as
+its own Gaussians have asked for so far; a layer with wider ones makes them grow.
 
-Legend: A query atoms and J keys of a block, M shell rows an atom, R = sum over blocks of A*M; others as in batch.py.
+Pairs and shells meet in two ways. Atoms of small crystals have a column for each atom of their crystal (pairs.py,
+PairColumns); atoms of large ones look their pair up (PairLookup).
+
+Legend: A query atoms and J keys of a block, M shell rows an atom; others as in batch.py. Plan order: the atoms as the
+blocks walk them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from crystalformer.batch import PackedShells
+from crystalformer.batch import CrystalBatch, PackedShells
+from crystalformer.ops.pairs import BlockRows, PairColumns, PairLookup
 from crystalformer.ops.radial import RadialBasis
 
 QUERIES = 64
 """Atoms a block aims at: (A x M x H) floats then stay in the second-level cache."""
 
-PADDING_DISTANCE = 1e4
-"""Å. Sorts padding behind every real row."""
+COLUMNS = 16
+"""Largest crystal whose atoms get a column each."""
 
-PADDING_LOG_COUNT = -1e4
-"""A padded row's log of images: its weight vanishes. Its squared distance is 0, not 1e8: weights are cut off at 1e-14
-in float32 (radial.lowest_exponent), and 1e-14 times 1e8 is no small part of the precision's gradient."""
+UNION_FROM = 256
+"""Parts of crystals with more atoms than this read only the union of their neighbours as keys."""
+
+UNION_QUERIES = 32
+"""Atoms of such a part: the fewer, the smaller their union of neighbours and the tables of pairs."""
+
+ROW_STEP = 16
+"""Row counts are multiples of this: aligned matrix products, and few rebuilds of a block's tables."""
 
 FEATURE_LIMIT = 2**28
 """Radial features (numbers) kept for all layers; larger batches compute them again, block by block."""
 
+_ATOM_STRIDE = 1e4
+"""Å. Added to the distances of one atom after another, it makes the whole list one sorted column."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(kw_only=True, slots=True)
 class Block:
-    """A queries from ``start`` and J keys from ``key_start`` in the plan's order; shell rows from ``offset``."""
+    """A queries from ``start`` in plan order, of whole crystals (``columns``) or of one crystal; at most M=``limit``.
+
+    tables: the rows asked for so far, and the radial features of those rows.
+    """
 
     start: int
     queries: int
-    key_start: int
-    keys: int
-    offset: int
-    rows: int
+    crystal: slice
+    columns: bool
+    limit: int
+    tables: PairColumns | PairLookup | None = None
+    features: dict[RadialBasis, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
 class BlockPlan:
-    """The padded shells of a batch.
+    """The blocks of a batch and the list they draw from.
 
-    order (N,): permuted position -> atom. distance (R,) Å; log_count (R,) log of the images of a shell;
-    pair (R,): a*J + key, the row of the block's (A*J, H) score table.
+    order (N,): plan position -> atom; inverse (N,) the other way. first, size (N,): where the atom's crystal starts
+    in plan order and its atoms. row_start, row_count (N,): an atom's rows of ``shells``, in plan order.
+    column (S,): float64, sorted: distance + 1e4 Å times the atom.
     """
 
+    shells: PackedShells
+    dtype: torch.dtype
     order: Tensor
     inverse: Tensor
+    first: Tensor
+    size: Tensor
+    row_start: Tensor
+    row_count: Tensor
+    column: Tensor
     blocks: tuple[Block, ...]
-    distance: Tensor
-    squared: Tensor
-    log_count: Tensor
-    pair: Tensor
-    features: dict[RadialBasis, Tensor]
+    workspace: dict[str, Tensor] = field(default_factory=dict)
 
-    def block_distance(self, block: Block) -> Tensor:
-        """(A, M) distances of a block, Å."""
-        return _rows(self.distance, block)
+    def rows_needed(self, radius: Tensor) -> list[int]:
+        """Rows of each block so that every atom has all shells within its ``radius`` (N,), plan order, Å."""
+        ends = torch.searchsorted(self.column, self.order * _ATOM_STRIDE + radius.to(self.column), right=True)
+        needed = (ends - self.row_start).tolist()
+        return [
+            min(block.limit, _round_up(max(needed[block.start : block.start + block.queries])))
+            for block in self.blocks
+        ]
 
-    def block_features(self, block: Block, rows: int, radial: RadialBasis) -> Tensor:
-        """(A, rows, K) radial features of a block's first ``rows`` shells, kept over layers where they fit."""
-        if self.distance.numel() * radial.count > FEATURE_LIMIT:
-            return radial(_rows(self.distance, block)[:, :rows])
-        if radial not in self.features:
-            self.features[radial] = radial(self.distance)
-        return _rows(self.features[radial], block)[:, :rows]
+    def tables(self, block: Block, rows: int) -> PairColumns | PairLookup:
+        """The block's tables with at least ``rows`` rows."""
+        if block.tables is None or block.tables.rows.capacity < rows:
+            atoms = slice(block.start, block.start + block.queries)
+            padded = self._pad(atoms, rows)
+            if block.columns:
+                block.tables = PairColumns.build(padded, block.crystal, self.first[atoms], self.size[atoms])
+            else:
+                block.tables = PairLookup.build(padded, block.crystal, UNION_FROM)
+            block.features.clear()
+        return block.tables
 
+    def features(self, block: Block, radial: RadialBasis, rows: int) -> Tensor:
+        """(A, rows, K) radial features of the first rows, kept over layers where they fit."""
+        if block.tables is None:
+            raise RuntimeError("the block's tables must be made before its features")
+        distance = block.tables.rows.distance
+        if len(self.order) * distance.shape[1] * radial.count > FEATURE_LIMIT:
+            return radial(distance[:, :rows])
+        if radial not in block.features:
+            block.features[radial] = radial(distance)
+        return block.features[radial][:, :rows]
 
-def _rows(values: Tensor, block: Block) -> Tensor:
-    part = values[block.offset : block.offset + block.queries * block.rows]
-    return part.view(block.queries, block.rows, *values.shape[1:])
+    def _pad(self, atoms: slice, capacity: int) -> BlockRows:
+        """The first ``capacity`` shells of some atoms; ``neighbor`` in plan order."""
+        position = torch.arange(capacity, device=self.order.device)
+        inside = position < self.row_count[atoms, None]
+        source = torch.where(inside, self.row_start[atoms, None] + position, 0)
+        return BlockRows.of(
+            self.inverse[self.shells.neighbor[source]],
+            self.shells.distance[source].to(self.dtype),
+            self.shells.count[source].to(self.dtype),
+            inside,
+        )
 
-
-def make_plan(shells: PackedShells, sizes: Tensor, dtype: torch.dtype) -> BlockPlan:
-    """The plan of a batch whose crystals have ``sizes`` (B,) atoms; tensors in ``dtype`` on the shells' device."""
-    rows_an_atom = shells.ptr.diff()
-    order, order_sizes = _order(rows_an_atom, sizes)
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order), device=order.device)
-    counts = rows_an_atom[order]
-    blocks = _cut(order_sizes, counts)
-    return _fill(shells, order, inverse, counts, blocks, dtype)
-
-
-def _order(rows_an_atom: Tensor, sizes: Tensor) -> tuple[Tensor, list[int]]:
-    """(N,) atoms with the crystals sorted by their largest row count, and the crystals' sizes in that order."""
-    crystal = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
-    largest = torch.zeros_like(sizes).scatter_reduce_(0, crystal, rows_an_atom, "amax", include_self=True)
-    rank = largest.argsort(stable=True)
-    position = torch.empty_like(rank)
-    position[rank] = torch.arange(len(rank), device=rank.device)
-    return position[crystal].argsort(stable=True), sizes[rank].tolist()
-
-
-def _cut(sizes: list[int], counts: Tensor) -> tuple[Block, ...]:
-    """Runs of whole crystals up to QUERIES atoms; a larger crystal is cut into parts that share its keys."""
-    spans: list[tuple[int, int, int, int]] = []
-    start = 0
-    run_start, run = 0, 0
-    for size in sizes:
-        if run and run + size > QUERIES:
-            spans.append((run_start, run, run_start, run))
-            run_start, run = start, 0
-        if size > QUERIES:
-            parts = range(0, size, QUERIES)
-            spans.extend((start + p, min(QUERIES, size - p), start, size) for p in parts)
-            run_start = start + size
-        else:
-            run += size
-        start += size
-    if run:
-        spans.append((run_start, run, run_start, run))
-    blocks, offset = [], 0
-    for first, queries, key_start, keys in spans:
-        rows = int(counts[first : first + queries].max())
-        blocks.append(Block(start=first, queries=queries, key_start=key_start, keys=keys, offset=offset, rows=rows))
-        offset += queries * rows
-    return tuple(blocks)
+    def buffer(self, name: str, size: int) -> Tensor:
+        """(size,) numbers reused over blocks and layers: memory fresh from the system costs a page fault a page."""
+        known = self.workspace.get(name)
+        if known is None or len(known) < size:
+            known = torch.empty(size, dtype=self.dtype, device=self.order.device)
+            self.workspace[name] = known
+        return known[:size]
 
 
-def _fill(
-    shells: PackedShells,
-    order: Tensor,
-    inverse: Tensor,
-    counts: Tensor,
-    blocks: tuple[Block, ...],
-    dtype: torch.dtype,
-) -> BlockPlan:
-    """Scatter the shells into the blocks' padded rows; ``counts`` (N,) rows of each atom in the plan's order."""
-    device = order.device
-    table = torch.tensor([[b.start, b.queries, b.key_start, b.keys, b.offset, b.rows] for b in blocks], device=device)
-    block_of = torch.repeat_interleave(torch.arange(len(blocks), device=device), table[:, 1])
-    first, _, key_first, keys, offset, width = table[block_of].unbind(1)
-    local = torch.arange(len(order), device=device) - first
-    target_start = offset + local * width
-    source_start = shells.ptr[order]
-    atom = torch.repeat_interleave(torch.arange(len(order), device=device), counts)
-    within = torch.arange(len(atom), device=device) - (counts.cumsum(0) - counts)[atom]
-    source, target = source_start[atom] + within, target_start[atom] + within
-    total = blocks[-1].offset + blocks[-1].queries * blocks[-1].rows
-    distance = torch.full((total,), PADDING_DISTANCE, dtype=dtype, device=device)
-    distance[target] = shells.distance[source].to(dtype)
-    squared = torch.zeros(total, dtype=dtype, device=device)
-    squared[target] = distance[target].square()
-    log_count = torch.full((total,), PADDING_LOG_COUNT, dtype=dtype, device=device)
-    log_count[target] = shells.count[source].to(dtype).log()
-    pair = torch.zeros(total, dtype=torch.int64, device=device)
-    pair[target] = (local * keys - key_first)[atom] + inverse[shells.neighbor[source]]
-    return BlockPlan(
-        order=order,
-        inverse=inverse,
-        blocks=blocks,
-        distance=distance,
-        squared=squared,
-        log_count=log_count,
-        pair=pair,
-        features={},
+def make_plan(batch: CrystalBatch, shells: PackedShells, dtype: torch.dtype) -> BlockPlan:
+    """The plan of a batch; tables in ``dtype`` on the batch's device."""
+    sizes, ptr = batch.sizes.cpu().numpy(), shells.ptr.cpu().numpy()
+    counts = np.diff(ptr)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    rank = np.lexsort((np.maximum.reduceat(counts, starts), sizes > COLUMNS))
+    order = np.concatenate([np.arange(starts[c], starts[c] + sizes[c]) for c in rank])
+    ordered = sizes[rank]
+    first = np.concatenate([[0], np.cumsum(ordered)[:-1]])
+    for start, size in zip(first, ordered, strict=True):
+        if size > UNION_FROM:
+            atoms = order[start : start + size]
+            order[start : start + size] = atoms[_compact(batch, atoms)]
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+
+    def tensor(values: IntArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(batch.device)
+
+    atom_of_row = torch.repeat_interleave(
+        torch.arange(len(counts), device=batch.device), tensor(counts), output_size=len(shells.distance)
     )
+    return BlockPlan(
+        shells=shells,
+        dtype=dtype,
+        order=tensor(order),
+        inverse=tensor(inverse),
+        first=tensor(np.repeat(first, ordered)),
+        size=tensor(np.repeat(ordered, ordered)),
+        row_start=tensor(ptr[order]),
+        row_count=tensor(counts[order]),
+        column=shells.distance + atom_of_row * _ATOM_STRIDE,
+        blocks=_cut(ordered.tolist(), counts[order]),
+    )
+
+
+def _round_up(rows: int) -> int:
+    return -(-rows // ROW_STEP) * ROW_STEP
+
+
+def _cut(sizes: list[int], counts: IntArray) -> tuple[Block, ...]:
+    """Runs of whole small crystals up to QUERIES atoms; a larger crystal is cut into parts."""
+    bounds, columns, start = [0], [], 0
+    crystals = []
+    for size in sizes:
+        if size > COLUMNS:
+            part = UNION_QUERIES if size > UNION_FROM else QUERIES
+            cuts = [*range(start + part, start + size, part), start + size]
+            bounds += cuts
+            columns += [False] * len(cuts)
+            crystals += [slice(start, start + size)] * len(cuts)
+        elif columns and columns[-1] and start + size - bounds[-2] <= QUERIES:
+            bounds[-1] = start + size
+        else:
+            bounds.append(start + size)
+            columns.append(True)
+            crystals.append(slice(start, start + size))
+        start += size
+    return tuple(
+        Block(
+            start=first,
+            queries=last - first,
+            crystal=slice(first, last) if small else crystal,
+            columns=small,
+            limit=_round_up(int(counts[first:last].max())),
+        )
+        for (first, last), small, crystal in zip(pairwise(bounds), columns, crystals, strict=True)
+    )
+
+
+def _compact(batch: CrystalBatch, atoms: IntArray) -> IntArray:
+    """An order of a large crystal's atoms in which runs of UNION_QUERIES atoms lie close together in space."""
+    lattice = batch.lattice[int(batch.crystal[int(atoms[0])])].cpu().numpy()
+    fractional = batch.positions[torch.from_numpy(atoms).to(batch.device)].cpu().numpy() @ np.linalg.inv(lattice)
+    positions = (fractional - np.floor(fractional)) @ lattice
+    parts = [np.arange(len(atoms))]
+    while max(len(part) for part in parts) > UNION_QUERIES:
+        parts = [piece for part in parts for piece in _halves(positions, part)]
+    return np.concatenate(parts)
+
+
+def _halves(positions: npt.NDArray[np.float64], part: IntArray) -> list[IntArray]:
+    """A part cut across its longest side, the first piece a multiple of UNION_QUERIES atoms."""
+    if len(part) <= UNION_QUERIES:
+        return [part]
+    side = int(np.ptp(positions[part], axis=0).argmax())
+    middle = -(-len(part) // (2 * UNION_QUERIES)) * UNION_QUERIES
+    ranked = part[positions[part, side].argsort(kind="stable")]
+    return [ranked[:middle], ranked[middle:]]

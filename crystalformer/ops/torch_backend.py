@@ -1,8 +1,9 @@
 """Real-space periodic attention in plain PyTorch, block by block (blocks.py); forward and hand-written backward.
 
 The radial projection W is linear, so the radial features are summed with the softmax weights first, one
-(H x M)(M x K) product an atom, and W is applied once an atom. The forward keeps the log-sum-exp (N, H) and those sums
-(N, H, K); nothing with a dimension of pairs or images outlives a block.
+(H x M)(M x K) product an atom, and W is applied once an atom. The forward keeps the log-sum-exp (H, N) and those sums
+(N, H, K); nothing with a dimension of pairs or images outlives a block. Inside, atoms are in plan order, so a block's
+slices go into matrix products as they are.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from torch.autograd.function import once_differentiable
 
 from crystalformer.ops import reciprocal
 from crystalformer.ops.blocks import Block, BlockPlan
+from crystalformer.ops.pairs import PairColumns, PairLookup
 from crystalformer.ops.radial import RadialBasis, lowest_exponent
 
 
 class BlockAttention(torch.autograd.Function):
-    """y (N, H, D) of scaled queries, keys, values (N, H, D), precisions (N, H) in 1/Å²; atoms in the plan's order."""
+    """y (N, H, D) of queries (scaled by 1/sqrt(D)), keys, values (N, H, D), precisions (N, H) in 1/Å²."""
 
     @staticmethod
     def forward(  # noqa: PLR0913 - torch fixes the signature to one argument an input
@@ -34,113 +36,103 @@ class BlockAttention(torch.autograd.Function):
         radial: RadialBasis | None,
         cutoff_sigmas: float,
     ) -> Tensor:
-        rows = _rows_needed(plan, precision, cutoff_sigmas)
-        y = torch.empty_like(v)
-        lse = torch.empty_like(precision)
+        q, k, v = (t.index_select(0, plan.order) for t in (q, k, v))
+        c = precision[plan.order].T.contiguous()
+        y, total, lse = torch.empty_like(v), torch.empty_like(c), torch.empty_like(c)
+        rows = plan.rows_needed(cutoff_sigmas / (2.0 * c.amin(0)).sqrt())
         sums = None if radial is None else v.new_empty(*precision.shape, radial.count)
         for block, m in zip(plan.blocks, rows, strict=True):
-            atoms = slice(block.start, block.start + block.queries)
-            logits = _logits(plan, block, m, q, k, precision)
-            top = logits.amax(1, keepdim=True)
-            p = _weights(logits.sub_(top))
-            total = p.sum(1, keepdim=True)
-            lse[atoms] = (top + total.log()).squeeze(1)
-            p.div_(total)
-            y[atoms] = _sum_over_keys(_pair_sums(plan, block, m, p), block, v)
+            atoms, tables = _atoms(block), plan.tables(block, m)
+            scores = _scores(plan, tables, q[atoms], _keys(k, tables))
+            exponent, lse[:, atoms] = tables.exponent(scores, c[:, atoms], None, _buffer(plan, "p", scores, m))
+            p = _exp(exponent)
             if sums is not None and radial is not None:
-                torch.bmm(p.transpose(1, 2), plan.block_features(block, m, radial), out=sums[atoms])
+                torch.bmm(p, plan.features(block, radial, m), out=sums[atoms])
+            collapsed = tables.collapse(p, _pair_buffer(plan, scores))
+            total[:, atoms] = collapsed.total
+            torch.bmm(collapsed.pairs, _keys(v, tables), out=y[atoms].transpose(0, 1))
+        y.div_(total.T.unsqueeze(-1))
+        lse.add_(total.log())
         if sums is not None and weight is not None:
-            y += torch.einsum("nhk,hdk->nhd", sums, weight.expand(v.shape[1], -1, -1))
-        ctx.save_for_backward(q, k, v, precision, weight, lse, sums, y)
+            sums.div_(total.T.unsqueeze(-1))
+            y.transpose(0, 1).baddbmm_(sums.transpose(0, 1), weight.expand(v.shape[1], -1, -1).transpose(1, 2))
+        ctx.save_for_backward(q, k, v, c, weight, lse, sums, y)
         ctx.plan, ctx.radial, ctx.rows = plan, radial, rows
-        return y
+        return y.index_select(0, plan.inverse)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context object
-        q, k, v, precision, weight, lse, sums, y = ctx.saved_tensors
+        q, k, v, c, weight, lse, sums, y = ctx.saved_tensors
         plan: BlockPlan = ctx.plan
-        dy = dy.contiguous()
-        inner = (dy * y).sum(-1)  # (N, H): sum over images of p dp, without visiting them
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        dprecision = torch.empty_like(precision)
+        dy = dy.index_select(0, plan.order)
+        inner = (dy * y).sum(-1).T.contiguous()  # (H, N): sum over images of p dp, without visiting them
+        dq, dk, dv, dc = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v), torch.empty_like(c)
         dsums = dweight = None
         if weight is not None:
-            dweight = torch.einsum("nhd,nhk->hdk", dy, sums).sum_to_size(weight.shape)
-            dsums = torch.einsum("nhd,hdk->nkh", dy, weight.expand(v.shape[1], -1, -1)).contiguous()
+            heads = dy.transpose(0, 1)
+            dweight = torch.bmm(heads.transpose(1, 2), sums.transpose(0, 1)).sum_to_size(weight.shape)
+            dsums = torch.bmm(heads, weight.expand(len(heads), -1, -1)).transpose(0, 1)
         for block, m in zip(plan.blocks, ctx.rows, strict=True):
-            atoms = slice(block.start, block.start + block.queries)
-            keys = slice(block.key_start, block.key_start + block.keys)
-            p = _weights(_logits(plan, block, m, q, k, precision).sub_(lse[atoms].unsqueeze(1)))
-            dp = _gather_pairs(plan, block, m, _scores(dy[atoms], v[keys]))
+            atoms, tables = _atoms(block), plan.tables(block, m)
+            keys, values = _keys(k, tables), _keys(v, tables)
+            scores = _scores(plan, tables, q[atoms], keys)
+            exponent, _ = tables.exponent(scores, c[:, atoms], lse[:, atoms], _buffer(plan, "p", scores, m))
+            p = _exp(exponent)
+            scores = _scores(plan, tables, dy[atoms], values)
+            dp = tables.spread(scores, inner[:, atoms], _buffer(plan, "dp", scores, m))
             if dsums is not None:
-                dp.baddbmm_(plan.block_features(block, m, ctx.radial), dsums[atoms])
-            dv[keys] += torch.einsum("haj,ahd->jhd", _pair_sums(plan, block, m, p), dy[atoms])
-            dlogit = dp.sub_(inner[atoms].unsqueeze(1)).mul_(p)
-            squared = _block_rows(plan.squared, block, m)
-            torch.bmm(squared.unsqueeze(1), dlogit, out=dprecision[atoms].unsqueeze(1))
-            dscore = _pair_sums(plan, block, m, dlogit)
-            dq[atoms] = _sum_over_keys(dscore, block, k)
-            dk[keys] += torch.einsum("haj,ahd->jhd", dscore, q[atoms])
-        return dq, dk, dv, dprecision.neg_(), dweight, None, None, None
+                dp.baddbmm_(dsums[atoms], plan.features(block, ctx.radial, m).transpose(1, 2))
+            pairs = tables.collapse(p, _pair_buffer(plan, scores)).pairs
+            _add_to_keys(dv, tables, pairs, dy[atoms])
+            collapsed = tables.collapse(dp.mul_(p), _pair_buffer(plan, scores))
+            dc[:, atoms] = collapsed.squared
+            torch.bmm(collapsed.pairs, keys, out=dq[atoms].transpose(0, 1))
+            _add_to_keys(dk, tables, collapsed.pairs, q[atoms])
+        dq, dk, dv = (t.index_select(0, plan.inverse) for t in (dq, dk, dv))
+        return dq, dk, dv, dc.neg_().T[plan.inverse], dweight, None, None, None
 
 
-def _rows_needed(plan: BlockPlan, precision: Tensor, cutoff_sigmas: float) -> list[int]:
-    """For each block the rows within cutoff_sigmas of the widest Gaussian of each of its atoms (sigma² = 1/(2c))."""
-    radius = cutoff_sigmas / (2.0 * precision.detach().amin(1)).sqrt()
-    needed = []
-    for block in plan.blocks:
-        reach = radius[block.start : block.start + block.queries, None]
-        inside = torch.searchsorted(plan.block_distance(block), reach, right=True)
-        needed.append(max(1, int(inside.max())))
-    return needed
+def _atoms(block: Block) -> slice:
+    return slice(block.start, block.start + block.queries)
 
 
-def _block_rows(values: Tensor, block: Block, m: int) -> Tensor:
-    """(A, m) first m rows of each query atom."""
-    part = values[block.offset : block.offset + block.queries * block.rows]
-    return part.view(block.queries, block.rows)[:, :m]
+def _keys(values: Tensor, tables: PairColumns | PairLookup) -> Tensor:
+    """(H, J, D): the block's keys out of (N, H, D)."""
+    if isinstance(tables.keys, slice):
+        return values[tables.keys].transpose(0, 1)
+    return values.index_select(0, tables.keys).transpose(0, 1)
 
 
-def _scores(q: Tensor, k: Tensor) -> Tensor:
-    """(A*J, H) products of every query with every key of a block."""
-    scores = torch.bmm(q.transpose(0, 1), k.permute(1, 2, 0))
-    return scores.permute(1, 2, 0).reshape(-1, q.shape[1])
+def _add_to_keys(target: Tensor, tables: PairColumns | PairLookup, pairs: Tensor, values: Tensor) -> None:
+    """Add pairs^T (H, J, A) times values (A, H, D) to the block's keys in ``target`` (N, H, D)."""
+    pairs, values = pairs.transpose(1, 2), values.transpose(0, 1)
+    if isinstance(tables.keys, slice):
+        target[tables.keys].transpose(0, 1).baddbmm_(pairs, values)
+    else:
+        target.index_add_(0, tables.keys, torch.bmm(pairs, values).transpose(0, 1))
 
 
-def _gather_pairs(plan: BlockPlan, block: Block, m: int, table: Tensor) -> Tensor:
-    """(A, m, H) rows of the (A*J, H) pair table for every shell."""
-    pair = _block_rows(plan.pair, block, m).reshape(-1)
-    return table.index_select(0, pair).view(block.queries, m, -1)
+def _scores(plan: BlockPlan, tables: PairColumns | PairLookup, q: Tensor, keys: Tensor) -> Tensor:
+    """(H, A, J) products of the queries (A, H, D) with the keys (H, J, D)."""
+    queries, heads, _ = q.shape
+    out = plan.buffer("scores", heads * queries * tables.num_keys).view(heads, queries, -1)
+    return torch.bmm(q.transpose(0, 1), keys.transpose(1, 2), out=out)
 
 
-def _logits(plan: BlockPlan, block: Block, m: int, q: Tensor, k: Tensor, precision: Tensor) -> Tensor:
-    """(A, m, H): q_i k_j - c_i d² + log(count), the exponent of a shell."""
-    atoms = slice(block.start, block.start + block.queries)
-    table = _scores(q[atoms], k[block.key_start : block.key_start + block.keys])
-    logits = _gather_pairs(plan, block, m, table)
-    squared = _block_rows(plan.squared, block, m).unsqueeze(-1)
-    logits.addcmul_(squared, precision[atoms].unsqueeze(1), value=-1.0)
-    return logits.add_(_block_rows(plan.log_count, block, m).unsqueeze(-1))
+def _buffer(plan: BlockPlan, name: str, scores: Tensor, rows: int) -> Tensor:
+    """(A·H·rows,) numbers."""
+    return plan.buffer(name, scores.shape[0] * scores.shape[1] * rows)
 
 
-def _weights(exponent: Tensor) -> Tensor:
+def _pair_buffer(plan: BlockPlan, scores: Tensor) -> Tensor:
+    """(H·A·(J+1),) numbers."""
+    return plan.buffer("pairs", scores.shape[0] * scores.shape[1] * (scores.shape[2] + 1))
+
+
+def _exp(exponent: Tensor) -> Tensor:
     """exp, in place, without denormal results."""
     return exponent.clamp_(min=lowest_exponent(exponent.dtype)).exp_()
-
-
-def _pair_sums(plan: BlockPlan, block: Block, m: int, values: Tensor) -> Tensor:
-    """(H, A, J): the (A, m, H) values of a pair's shells added up, in a fixed order."""
-    heads = values.shape[-1]
-    table = values.new_zeros(block.queries * block.keys, heads)
-    table.index_add_(0, _block_rows(plan.pair, block, m).reshape(-1), values.reshape(-1, heads))
-    return table.view(block.queries, block.keys, heads).permute(2, 0, 1)
-
-
-def _sum_over_keys(pair_weights: Tensor, block: Block, v: Tensor) -> Tensor:
-    """(A, H, D): sum over keys of (H, A, J) weights times the keys' features."""
-    keys = v[block.key_start : block.key_start + block.keys]
-    return torch.bmm(pair_weights, keys.transpose(0, 1)).transpose(0, 1)
 
 
 def attend(  # noqa: PLR0913 - the operands of one equation
@@ -156,18 +148,9 @@ def attend(  # noqa: PLR0913 - the operands of one equation
     weight: Tensor | None,
 ) -> Tensor:
     """Real-space attention over a plan; shapes as in ``ops.periodic_attention``."""
-    order = plan.order
-    y = BlockAttention.apply(
-        (q * (1.0 / math.sqrt(q.shape[-1])))[order],
-        k[order],
-        v[order],
-        rho[order] / (2.0 * scale**2),
-        weight,
-        plan,
-        radial,
-        cutoff_sigmas,
+    return BlockAttention.apply(  # type: ignore[no-any-return]  # apply is untyped
+        q * (1.0 / math.sqrt(q.shape[-1])), k, v, rho / (2.0 * scale**2), weight, plan, radial, cutoff_sigmas
     )
-    return y[plan.inverse]  # type: ignore[no-any-return]  # apply is untyped
 
 
 class ReciprocalAttention(torch.autograd.Function):
