@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from importlib.util import find_spec
@@ -21,6 +20,7 @@ Domain = Literal["real", "reci"]
 Backend = Literal["auto", "torch", "triton", "reference"]
 
 _log = logging.getLogger(__name__)
+_announced: set[tuple[torch.device, str | None]] = set()
 
 
 def periodic_attention(  # noqa: PLR0913 - the operands of one equation
@@ -100,16 +100,16 @@ def _chosen(backend: str, q: Tensor, radial: RadialBasis | None) -> str:
     return backend
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
 def _triton_takes(device: torch.device, dtype: torch.dtype, heads: int, features: int, bases: int) -> bool:
-    """Whether "auto" is triton for these operands; says so once, with the reason where it is not."""
+    """Whether "auto" is triton for these operands; logged once, with the reason where it is not."""
     reason: str | None = "triton is not installed"
     if find_spec("triton") is not None:
         from crystalformer.ops.triton import refusal
 
         reason = refusal(device, dtype, heads, features, bases)
-    _log.info("attention on %s: %s", device, "triton" if reason is None else f"torch ({reason})")
+    if not torch.compiler.is_compiling() and (device, reason) not in _announced:
+        _announced.add((device, reason))
+        _log.info("attention on %s: %s", device, "triton" if reason is None else f"torch ({reason})")
     return reason is None
 
 
