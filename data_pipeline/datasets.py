@@ -88,7 +88,7 @@ def _by_name(name: str, data_dir: Path) -> DatasetInfo:
             citation=ready.citation,
             licence=ready.licence,
         )
-    own = sorted(p.parent.name for p in data_dir.glob("*/dataset.json")) if data_dir.is_dir() else []
+    own = sorted(p.parent.name for p in data_dir.glob("[!.]*/dataset.json")) if data_dir.is_dir() else []
     raise DataError(
         f"data set {name!r} is neither registered nor prepared under {data_dir}; "
         f"{_suggest(name, sorted({*known, *own}))} (own data: `crystalformer prepare --source PATH --name NAME`)"

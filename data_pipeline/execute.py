@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,7 @@ def _ray_batches(parts: list[Path]) -> Iterable[pa.Table]:
     """Processed blocks in the order of the parts, of whatever size Ray makes them."""
     import ray.data
 
-    data = ray.data.read_parquet([str(part) for part in parts], override_num_blocks=len(parts))
+    data = ray.data.read_parquet([str(part.resolve()) for part in parts], override_num_blocks=len(parts))
     data.context.execution_options.preserve_order = True
     data.context.enable_progress_bars = False
     work = data.map_batches(process_batch, batch_format="pyarrow", batch_size=None)
@@ -80,12 +81,12 @@ def _regroup(blocks: Iterable[pa.Table], order: list[int], rows: list[int]) -> I
 
 @contextmanager
 def _ray() -> Iterator[Any]:
-    """Use the running Ray, or start one for the time being."""
+    """Use the running Ray, that of RAY_ADDRESS, or one started for the time being."""
     import ray
 
     started = not ray.is_initialized()
     if started:
-        ray.init(include_dashboard=False, log_to_driver=False)
+        ray.init(log_to_driver=False, **({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}))
     try:
         yield ray
     finally:

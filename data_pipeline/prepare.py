@@ -27,19 +27,25 @@ from data_pipeline.errors import DataError
 from data_pipeline.execute import Progress, in_process, with_ray
 from data_pipeline.info import DatasetInfo
 from data_pipeline.prepared import FILE_NAME, PreparedDataset, RejectedRow, is_prepared, load_prepared
+from data_pipeline.raw import EXTRA_FIELDS
 from data_pipeline.reduce import SYMPREC
-from data_pipeline.schema import SCHEMA_VERSION
+from data_pipeline.schema import FIXED_COLUMNS, SCHEMA_VERSION
 from data_pipeline.sources.base import Source
 from data_pipeline.sources.opening import open_registered
 from data_pipeline.splits import SPLITS
-from data_pipeline.store import RawStore
+from data_pipeline.store import PART_FIELD, RawStore
 from data_pipeline.work import WORK_VERSION
 from data_pipeline.write import DatasetWriter
 
 Executor = Literal["auto", "process", "ray"]
 
 RAY_FROM_SECONDS = 30.0
-"""Estimated seconds of one core above which prepare uses Ray Data."""
+"""Estimated seconds of one core above which prepare uses Ray Data: about 200,000 rows of arrays or 15,000 CIF files.
+
+Measured on 2 cores that other programs used as well (tests/benchmarks/bench_data.py --ray_rows): 60,000 rows of
+arrays took one process 11.7 s and Ray Data, started for it, 25.3 s; 300,000 took 87 s and 142 s while three programs
+waited for each core. Two cores do not repay Ray's start and its copies of the rows; more cores, or a cluster, do.
+"""
 
 
 def prepare_dataset(
@@ -78,7 +84,11 @@ def prepare_from(
     ready = _ready(data_dir, info.name, print_, strict=strict)
     if ready is not None:
         return ready
-    data_dir.mkdir(parents=True, exist_ok=True)
+    _check_targets(source)
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{data_dir}: cannot be made: {error.strerror}") from error
     with _lock(data_dir / f".{info.name}.lock"):
         ready = _ready(data_dir, info.name, print_, strict=strict)
         if ready is not None:
@@ -136,7 +146,19 @@ class _Job:
             raise DataError(f"{self.target}: exists and is not a prepared data set; choose another name or folder")
 
     def run(self, progress: Progress, executor: Executor, *, strict: bool) -> None:
-        """Read, work, write, publish."""
+        """Read, work, write, publish. What an earlier run left is used if it is of the same fingerprint."""
+        for left in self.data_dir.glob(f".{self.info.name}.*"):
+            if left.is_dir() and left != self.staging:
+                shutil.rmtree(left)
+        try:
+            self._publish(self._make(progress, executor, strict=strict))
+        except DataError:
+            shutil.rmtree(self.staging, ignore_errors=True)
+            raise
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+    def _make(self, progress: Progress, executor: Executor, *, strict: bool) -> Path:
+        """The finished data set, still under a hidden name."""
         store = RawStore(self.staging)
         store.fill(self.source, self._stage_from(executor))
         if not store.num_rows:
@@ -151,12 +173,10 @@ class _Job:
                 f"{self.info.ends}: the source holds other rows than the published ones"
             )
         out = self.data_dir / f".{self.info.name}.{self.fingerprint[:12]}.partial"
-        shutil.rmtree(out, ignore_errors=True)
         processed = with_ray(store, progress) if store.staged else in_process(store, progress)
         description = self._write(out, processed, plan, index, strict=strict)
         (out / FILE_NAME).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        self._publish(out)
-        shutil.rmtree(self.staging, ignore_errors=True)
+        return out
 
     def _stage_from(self, executor: Executor) -> int:
         """Rows from which the source is staged for Ray."""
@@ -281,6 +301,15 @@ def _rejected(problems: dict[int, str], index: pa.Table) -> list[RejectedRow]:
         )
         for i, row in zip(chosen, columns.to_pylist(), strict=True)
     ]
+
+
+def _check_targets(source: Source) -> None:
+    """Targets become columns beside the fixed ones. Raises DataError where a name is taken."""
+    taken = {field.name for field in (*EXTRA_FIELDS, PART_FIELD)} | {name for name, _ in FIXED_COLUMNS}
+    for target in source.targets:
+        if target.name in taken:
+            raise DataError(f"target {target.name!r}: the name stands twice, or is that of a column of every table")
+        taken.add(target.name)
 
 
 def _check_strict(rejected: Sequence[RejectedRow], name: str, *, strict: bool) -> None:

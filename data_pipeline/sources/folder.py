@@ -35,8 +35,11 @@ class FolderSource:
     def __init__(self, folder: Path, wanted: Sequence[str] = ()) -> None:
         self.folder = folder
         index = folder / INDEX
-        with index.open(encoding="utf-8-sig", newline="") as stream:
-            lines = [[field.strip() for field in line] for line in csv.reader(stream)]
+        try:
+            with index.open(encoding="utf-8-sig", newline="") as stream:
+                lines = [[field.strip() for field in line] for line in csv.reader(stream)]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{index}: cannot be read: {error}") from error
         lines = [line for line in lines if any(line)]
         if not lines or max(len(line) for line in lines) < 2:
             raise DataError(f"{index}: no line of it holds the name of a file and a target")
@@ -72,6 +75,9 @@ class FolderSource:
             if path is None:
                 raise ValueError(f"missing file: {row[0]!r} is not in {self.folder.name}")
             kind, text = _kind(path), path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            problem = f"unreadable structure: {error.strerror}"
+            return Record(file=INDEX, row=number + self._first, material_id=row[0], problem=problem)
         except ValueError as error:
             return Record(file=INDEX, row=number + self._first, material_id=row[0], problem=str(error))
         return Record(file=path.name, row=0, material_id=row[0], kind=kind, text=text, targets=values)

@@ -172,6 +172,43 @@ def test_sets_that_cannot_be_made(made, info, message, tmp_path):
     assert not (tmp_path / "mine").exists()
 
 
+@pytest.mark.parametrize("name", ["lattice", "problem", "part", "hardness"])
+def test_target_names_that_are_taken(name, tmp_path):
+    source = ListSource(records(20))
+    source.targets = (HARDNESS, replace(HARDNESS, name=name))
+    with pytest.raises(DataError, match=f"target '{name}': the name stands twice, or"):
+        prepare_from(source, INFO, tmp_path)
+
+
+def test_a_data_dir_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="cannot be made"):
+        prepare_from(ListSource(records(20)), INFO, tmp_path / "file" / "data")
+
+
+def test_what_failed_or_died_before_leaves_nothing_behind(tmp_path):
+    (tmp_path / ".mine.0123.partial").mkdir(parents=True)
+    (tmp_path / ".mine.0123.staging").mkdir()
+    with pytest.raises(DataError, match="at least 1 row"):
+        prepare_from(ListSource(records(4)), INFO, tmp_path, executor="ray")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".mine.lock"]
+
+
+def test_long_work_goes_to_ray_short_work_does_not(tmp_path, monkeypatch):
+    from data_pipeline import prepare
+
+    went = []
+    monkeypatch.setattr(
+        prepare, "with_ray", lambda store, progress: went.append(1) or prepare.in_process(store, progress)
+    )
+    prepare_from(ListSource(records(20)), INFO, tmp_path / "short")
+    assert not went
+    slow = ListSource(records(20))
+    slow.seconds_per_row = prepare.RAY_FROM_SECONDS / 15
+    done = prepare_from(slow, INFO, tmp_path / "long")
+    assert went and done.sizes.train == 12
+
+
 def test_a_source_may_prescribe_the_split(tmp_path):
     made = [replace(r, split=("train", "test", "val")[i % 3]) for i, r in enumerate(records(12))]
     done = prepare_from(ListSource(made), INFO, tmp_path)
