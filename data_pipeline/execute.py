@@ -65,7 +65,7 @@ def _regroup(blocks: Iterable[pa.Table], order: list[int], rows: list[int]) -> I
     held = 0
     waiting = iter(order)
     part = next(waiting, None)
-    for block in blocks:
+    for block in (block for block in blocks if len(block)):
         pending.append(block)
         held += len(block)
         while part is not None and held >= rows[part]:

@@ -6,6 +6,7 @@ import pytest
 
 from data_pipeline import reduce
 from data_pipeline.crystal import read_crystals
+from data_pipeline.parse import from_pymatgen
 from data_pipeline.reduce import ReductionError, may_have_translation, primitive_cell
 from data_pipeline.sources.embedded import FOLDER
 from data_pipeline.validate import structure_problem
@@ -73,6 +74,39 @@ def test_same_atom_counts_as_pymatgen(name):
         assert structure_problem(small) is None
         own = Structure(small.lattice, small.atomic_numbers, small.positions, coords_are_cartesian=True)
         assert own.density == pytest.approx(s.density, rel=1e-9)
+
+
+def test_same_prediction_as_for_the_published_cell_and_for_pymatgens():
+    import torch
+    from pymatgen.core import Structure
+    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+
+    from crystalformer import CrystalBatch, Crystalformer, ModelConfig
+
+    crystals = read_crystals(pq.read_table(FOLDER / "elastic_tensor_2015.parquet").slice(0, 150))
+    smaller = [(c, primitive_cell(c)) for c in crystals if len(c.atomic_numbers) <= 16]
+    smaller = [(c, small) for c, small in smaller if small is not c][:8]
+    assert len(smaller) == 8
+    theirs = []
+    for c, _ in smaller:
+        s = SpacegroupAnalyzer(Structure(c.lattice, c.atomic_numbers, c.positions, coords_are_cartesian=True))
+        theirs.append(from_pymatgen(s.find_primitive()))
+    torch.manual_seed(0)
+    model = Crystalformer(ModelConfig(num_layers=2, model_dim=32, head_num=4, value_pe_dist_real=16)).double().eval()
+
+    def predict(cells):
+        batch = CrystalBatch.from_arrays(
+            np.concatenate([c.positions for c in cells]),
+            np.concatenate([c.atomic_numbers for c in cells]),
+            np.array([c.lattice for c in cells]),
+            np.array([len(c.atomic_numbers) for c in cells]),
+        )
+        with torch.no_grad():
+            return model(batch)[:, 0].numpy()
+
+    published = predict([c for c, _ in smaller])
+    assert np.abs(predict([small for _, small in smaller]) - published).max() < 1e-4 * published.std()
+    assert np.abs(predict(theirs) - published).max() < 1e-2 * published.std()
 
 
 def test_failure_of_the_search_is_an_error():

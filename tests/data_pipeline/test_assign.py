@@ -1,0 +1,58 @@
+"""Which rows are dealt to splits."""
+
+import pyarrow as pa
+import pytest
+
+from data_pipeline.assign import assign_splits, count_rules
+from data_pipeline.errors import DataError
+from data_pipeline.info import SplitRecipe
+from data_pipeline.splits import make_split
+
+RECIPE = SplitRecipe(ratios=(0.5, 0.25, 0.25))
+
+
+def index(n, **columns):
+    full = {
+        "material_id": [f"m{i}" for i in range(n)],
+        "problem": pa.nulls(n, pa.string()),
+        "split": pa.nulls(n, pa.string()),
+        "a": pa.array([1.0] * n),
+        "b": pa.array([1.0] * n),
+    }
+    return pa.table({**full, **columns})
+
+
+def test_only_usable_rows_are_counted_by_the_recipe():
+    table = index(12, a=pa.array([1.0, None] * 6), problem=pa.array(["bad: x", *[None] * 11]))
+    every = assign_splits(table, ["a", "b"], RECIPE, every_target=True)
+    usable = [2, 4, 6, 8, 10]
+    split = make_split(5, RECIPE)
+    assert every.usable == 5 and every.outside == {"missing target: a": 6} and list(every.problems) == [0]
+    assert [i for i in range(12) if every.codes[i] == 0] == sorted(usable[i] for i in split.train)
+    assert every.ends[0] == (f"m{usable[split.train[0]]}", f"m{usable[split.train[-1]]}")
+    some = assign_splits(table, ["a", "b"], RECIPE, every_target=False)
+    assert some.usable == 11 and some.outside == {}
+    nothing = assign_splits(index(12, a=pa.array([1.0] * 11 + [None])), ["a"], RECIPE, every_target=False)
+    assert nothing.problems == {11: "missing target: a"}
+
+
+def test_later_duplicates_are_problems():
+    plan = assign_splits(index(8, material_id=list("abcabcde")), ["a"], RECIPE, every_target=True)
+    assert plan.problems == {
+        3: "duplicate id: 'a' is row 0 already",
+        4: "duplicate id: 'b' is row 1 already",
+        5: "duplicate id: 'c' is row 2 already",
+    }
+    assert plan.usable == 8
+
+
+def test_prescribed_splits():
+    plan = assign_splits(index(4, split=["val", "train", "test", "train"]), ["a"], RECIPE, every_target=True)
+    assert plan.codes.tolist() == [1, 0, 2, 0] and plan.ends[0] == ("m1", "m3")
+    with pytest.raises(DataError, match="split is named 'dev'"):
+        assign_splits(index(4, split=["val", "dev", "test", "train"]), ["a"], RECIPE, every_target=True)
+
+
+def test_rules_are_counted_commonest_first():
+    reasons = ["overlapping atoms: 1", "unknown element: 2", "overlapping atoms: 3"]
+    assert list(count_rules(reasons).items()) == [("overlapping atoms", 2), ("unknown element", 1)]
