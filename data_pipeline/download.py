@@ -64,6 +64,9 @@ def _fetch(file: RemoteFile, part: Path, progress: Progress) -> None:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
             start = start if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0
+            if start and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                part.unlink()
+                raise _TryAgainError(f"the server did not go on at byte {start}")
             _copy(answer, part, start, lambda done, total: progress(f"download {file.name}", done, total))
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:

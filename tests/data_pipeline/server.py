@@ -15,6 +15,8 @@ class Site:
     status: list[int] = field(default_factory=list)
     seen: list[tuple[str, str | None]] = field(default_factory=list)
     ranges: bool = True
+    redirects: dict[str, str] = field(default_factory=dict)
+    shift: int = 0
     url: str = ""
 
 
@@ -27,6 +29,12 @@ def serve(site):
             if site.status:
                 self.send_error(site.status.pop(0))
                 return
+            if self.path in site.redirects:
+                self.send_response(302)
+                self.send_header("Location", site.redirects[self.path])
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             if self.path not in site.files:
                 self.send_error(404)
                 return
@@ -37,6 +45,8 @@ def serve(site):
                 return
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(content) - start))
+            if start:
+                self.send_header("Content-Range", f"bytes {start + site.shift}-{len(content) - 1}/{len(content)}")
             self.end_headers()
             body = content[start:]
             if site.break_after:

@@ -52,6 +52,19 @@ def test_a_server_without_ranges_and_a_part_that_does_not_fit(tmp_path):
         assert get(site, tmp_path / "b").read_bytes() == CONTENT
 
 
+def test_redirects_keep_the_range(tmp_path):
+    with serve(Site({"/files/1": CONTENT}, redirects={"/go": "/files/1"}, break_after=[5000])) as site:
+        assert get(site, tmp_path, path="/go").read_bytes() == CONTENT
+        assert site.seen[-1] == ("/files/1", "bytes=5000-")
+
+
+def test_a_range_that_begins_elsewhere_is_not_appended(tmp_path):
+    (tmp_path / "set.zip.part").write_bytes(CONTENT[:1000])
+    with serve(Site({"/files/1": CONTENT}, shift=7)) as site:
+        assert get(site, tmp_path).read_bytes() == CONTENT
+        assert [wanted for _, wanted in site.seen] == ["bytes=1000-", None]
+
+
 def test_busy_server_is_asked_again(tmp_path):
     with serve(Site({"/files/1": CONTENT}, status=[503, 429])) as site:
         assert get(site, tmp_path).read_bytes() == CONTENT
