@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import triton
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from crystalformer.batch import CrystalBatch
 from crystalformer.config import ModelConfig
@@ -65,7 +66,11 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     _print(rows[0])
     for name in options.sections:
         start = time.perf_counter()
-        for row in sections[name]():
+        try:
+            found = sections[name]()
+        except RuntimeError as error:  # say so and go on: the time on a GPU is short
+            found = [{"passed": False, "error": str(error)}]
+        for row in found:
             rows.append({"section": name, **row})
             _print(rows[-1])
         _print({"section": name, "seconds": time.perf_counter() - start})
@@ -184,8 +189,7 @@ def training_steps(batch: CrystalBatch, repeats: int) -> list[Row]:
     for backend in ("torch", "triton"):
         rows.append({"backend": backend, "ms": median_ms(training_step(batch, backend), repeats, batch.device)})
     if batch.device.type == "cuda":
-        step = graphed(training_step(batch, "triton"))
-        rows.append({"backend": "triton, one CUDA graph", "ms": median_ms(step, repeats, batch.device)})
+        rows.append({"backend": "triton, one CUDA graph", **_graphed_step(batch, repeats)})
     shells = batch.shells(ModelConfig().neighbor_radius)
 
     def derive() -> object:
@@ -193,8 +197,17 @@ def training_steps(batch: CrystalBatch, repeats: int) -> list[Row]:
         return rows_of(shells)
 
     for row in rows:
-        row["torch_over_this"] = rows[0]["ms"] / row["ms"]
+        if "ms" in row:
+            row["torch_over_this"] = rows[0]["ms"] / row["ms"]
     return [*rows, {"backend": "triton, list of a new batch", "ms": median_ms(derive, repeats, batch.device)}]
+
+
+def _graphed_step(batch: CrystalBatch, repeats: int) -> Row:
+    """The step as one graph, or why it cannot be captured."""
+    try:
+        return {"ms": median_ms(graphed(training_step(batch, "triton")), repeats, batch.device)}
+    except RuntimeError as error:
+        return {"not_captured": str(error).partition("\n")[0]}
 
 
 class Kernels:
@@ -305,8 +318,13 @@ def tile_sweep(batch: CrystalBatch, repeats: int) -> list[Row]:
     try:
         for tiles in choices:
             choose(tiles)
-            times = [kernel_us(function, repeats, batch.device) for function in (kernels.forward, kernels.backward)]
-            rows.append({"rows": tiles.rows, "warps": tiles.warps, "forward_us": times[0], "backward_us": times[1]})
+            row: Row = {"rows": tiles.rows, "warps": tiles.warps}
+            try:
+                row["forward_us"] = kernel_us(kernels.forward, repeats, batch.device)
+                row["backward_us"] = kernel_us(kernels.backward, repeats, batch.device)
+            except OutOfResources as error:
+                row["refused"] = str(error)
+            rows.append(row)
     finally:
         choose(default)
     return rows

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from crystalformer.batch import PackedShells
+from crystalformer.ops.triton.tiles import TILE_ROWS
 
-PADDING = 128
+PADDING = TILE_ROWS[-1]
 """Rows of atom 0 at the end of the list: a tile may read past the last atom's rows, which then weigh nothing."""
 
 

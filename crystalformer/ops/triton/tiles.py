@@ -8,6 +8,9 @@ PROGRAM_WIDTH = 128
 """Features a program aims at: one warp then reads a row of keys as 32 lanes of 16 bytes, and sums over rows without
 leaving a thread. Wider models take several programs an atom, each a group of whole heads."""
 
+TILE_ROWS = (16, 32, 64, 128)
+"""A matrix product needs 16; the shell list has 128 rows of padding (rows.py)."""
+
 MAX_GROUP = 16
 """Heads of a program at most: scores are (rows x heads), and 32 heads of 4 features spilled."""
 
@@ -23,7 +26,7 @@ MAX_BASES = 512
 class Tiles:
     """The constants of the kernels (kernels.py) for one model.
 
-    heads H, features D, bases K: real sizes. rows: shell rows of a tile, a power of two of at least 16. warps: of a
+    heads H, features D, bases K: real sizes. rows: shell rows of a tile, 16, 32, 64 or 128. warps: of a
     program; forward_warps: of the forward's, whose (K, GROUP) sums lie in registers.
     """
 
@@ -33,6 +36,10 @@ class Tiles:
     rows: int
     warps: int
     forward_warps: int
+
+    def __post_init__(self) -> None:
+        if self.rows not in TILE_ROWS:
+            raise ValueError(f"rows must be one of {TILE_ROWS}, got {self.rows}")
 
     @classmethod
     def fitting(cls, heads: int, features: int, bases: int) -> Tiles:

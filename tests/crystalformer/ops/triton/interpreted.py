@@ -5,6 +5,7 @@ file in a process of its own (test_interpreter.py); by hand: TRITON_INTERPRET=1 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ import torch
 from crystalformer.batch import CrystalBatch, PackedShells
 from crystalformer.config import ModelConfig
 from crystalformer.model import Crystalformer
-from crystalformer.ops.triton import available, launch, rows, validate
+from crystalformer.ops.triton import Tiles, available, launch, rows, validate
+from crystalformer.ops.triton.tiles import choose
+from tests.crystalformer import golden
 from tests.crystalformer.ops.triton import cases
 
 
@@ -23,7 +26,7 @@ def test_forward_and_every_gradient_match_the_oracle(case: cases.Case) -> None:
 
 
 def test_two_runs_agree_bit_for_bit() -> None:
-    case = cases.CASES[1]
+    case = cases.CASES[8]
     first, second = cases.kernels(case, "cpu"), cases.kernels(case, "cpu")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -75,6 +78,37 @@ def test_a_whole_model_agrees_with_the_torch_backend() -> None:
         assert float((found - expected).abs().max()) < 1e-5 * max(1.0, float(expected.abs().max()))
 
 
+REAL = [name for name in golden.NAMES if golden.load(name).config.domain == "real"]
+
+OWN_KERNELS = ("real_k0", "real_k16", "real_k32_scales", "headless_pe")
+"""The vectors that differ in what the kernels compute; the others differ in rho, pooling or targets, around them."""
+
+
+def golden_model(name: str) -> Crystalformer:
+    """The float32 model of a vector, with tiles of 128 rows: in the interpreter a row costs as much as a tile."""
+    vectors = golden.load(name)
+    config = vectors.config
+    choose(replace(Tiles.fitting(config.head_num, config.head_dim, config.value_pe_dist_real), rows=128))
+    return vectors.model("triton", torch.float32)
+
+
+@pytest.mark.parametrize("name", OWN_KERNELS)
+def test_golden_output_and_every_gradient(name: str) -> None:
+    vectors = golden.load(name)
+    found = golden.run(golden_model(name), vectors.batch())
+    assert golden.error(found.output, vectors.output) < 1e-5
+    errors = golden.gradient_errors(found, vectors)
+    assert max(errors.values()) < 2e-5, errors
+
+
+@pytest.mark.parametrize("name", [name for name in REAL if name not in OWN_KERNELS])
+def test_golden_output_of_the_other_real_vectors(name: str) -> None:
+    vectors = golden.load(name)
+    with torch.no_grad():
+        output = golden_model(name).eval()(vectors.batch())
+    assert golden.error(output.double().numpy(), vectors.output) < 1e-5
+
+
 def test_torch_compile_takes_it_whole_and_with_other_sizes() -> None:
     torch._dynamo.reset()
 
@@ -96,6 +130,11 @@ def test_torch_compile_takes_it_whole_and_with_other_sizes() -> None:
         assert torch.equal(found, expected)
         gradients = [torch.autograd.grad(y.sum(), leaves) for y in (found, expected)]
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.fixture(autouse=True)
+def _default_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crystalformer.ops.triton.tiles._CHOSEN", {})
 
 
 def test_the_interpreter_is_on_and_takes_what_it_can() -> None:

@@ -12,12 +12,6 @@ from tests.crystalformer.ops.triton import cases  # noqa: E402 - after the check
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(autouse=True)
-def _needs_a_gpu() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-
-
 @pytest.mark.parametrize("case", [*cases.CASES, cases.LARGE], ids=str)
 def test_forward_and_every_gradient_match_the_oracle(case: cases.Case) -> None:
     errors = cases.worst_error(cases.kernels(case, "cuda"), cases.oracle(case))

@@ -1,4 +1,4 @@
-"""Runs interpreted.py with Triton's interpreter switched on, in a process that disturbs no other test."""
+"""Runs interpreted.py with Triton's interpreter switched on, in processes that disturb no other test."""
 
 from __future__ import annotations
 
@@ -11,13 +11,27 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 
+PARTS = ("golden or torch", "not (golden or torch)")
+"""Two runs beside each other, about as long."""
+
 
 def test_kernels_through_tritons_interpreter(capsys: pytest.CaptureFixture[str]) -> None:
     file = Path(__file__).with_name("interpreted.py")
-    command = [sys.executable, "-m", "pytest", str(file), "-p", "no:cacheprovider", "--durations=3", "--no-header"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    root = Path(__file__).parents[4]
-    run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=500, check=False)
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "pytest", str(file), "-k", part, "-p", "no:cacheprovider", "--durations=2"],
+            env=environment,
+            cwd=Path(__file__).parents[4],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for part in PARTS
+    ]
+    reports = [run.communicate(timeout=500)[0] for run in runs]
     with capsys.disabled():
-        sys.stdout.write("\n" + "\n".join(run.stdout.splitlines()[-6:]) + "\n")
-    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+        for report in reports:
+            sys.stdout.write("\n" + "\n".join(report.splitlines()[-4:]))
+    for run, report in zip(runs, reports, strict=True):
+        assert run.returncode == 0, report[-8000:]

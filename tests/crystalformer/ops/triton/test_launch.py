@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,6 +38,11 @@ def test_too_many_features_are_refused() -> None:
 def test_too_many_radial_bases_are_refused() -> None:
     with pytest.raises(ValueError, match="value_pe_dist_real must be 0 to 512, got 528"):
         Tiles.fitting(8, 16, 528)
+
+
+def test_a_tile_higher_than_the_padding_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"rows must be one of \(16, 32, 64, 128\), got 256"):
+        replace(Tiles.fitting(8, 16, 64), rows=256)
 
 
 @pytest.mark.parametrize("case", [cases.CASES[0], cases.CASES[1]], ids=str)
