@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 
 from cluster.commands import MODULES
 from cluster.errors import UserError
+from cluster.interrupts import RunStopped
 from cluster.parser import Parser, normalize
 from data_pipeline.errors import DataError
 
@@ -58,6 +59,8 @@ def _run(words: Sequence[str]) -> int:
         if "--debug" in words:
             raise
         return _fail(f"error: {' '.join(str(error).split())}", EXIT_USER_ERROR)
+    except RunStopped as stop:
+        return _fail(str(stop), stop.exit_status)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except SystemExit as stop:  # argparse's way to end after --help

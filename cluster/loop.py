@@ -34,6 +34,7 @@ from cluster.checkpoint import (
 )
 from cluster.collective import all_reduce
 from cluster.config import TrainConfig
+from cluster.coordination import Coordinator, Order
 from cluster.dealing import deal, global_batches
 from cluster.engine import AveragedWeights, Engine, OptimizerState, learning_rate
 from cluster.evaluation import Evaluation, evaluate
@@ -104,6 +105,7 @@ class Worker:
             for split, tables in job.tables.items()
         }
         self._last_message = 0.0
+        self._coordinator = Coordinator(job.monitor, place)
         state = self._restored_state()
         model = Crystalformer(config.model, backend=config.scale.backend).to(place.device)
         make_global(model)
@@ -150,12 +152,14 @@ class Worker:
         """Train from the current position to the end, test, and report the final checkpoint."""
         epochs = self._config.optim.epochs
         for epoch in range(self._position.epoch, epochs + 1):
-            self._train_epoch(epoch)
+            if not self._train_epoch(epoch):
+                return
             if epoch < epochs and epoch % self._config.scale.checkpoint_every == 0:
                 self._report_checkpoint()
         self._finish()
 
-    def _train_epoch(self, epoch: int) -> None:
+    def _train_epoch(self, epoch: int) -> bool:
+        """One epoch, or what is left of it, and its validation. False where the run stops, after a checkpoint."""
         config, feed, position = self._config, self._feeds["train"], self._position
         batches = global_batches(feed.num_rows, config.data.batch_size, config.run.seed, epoch)
         averaging = epoch > config.optim.epochs - averaged_epochs(config)
@@ -171,6 +175,14 @@ class Worker:
             if averaging:
                 self._take_average()
             self._send_step(epoch, number + 1, len(batches))
+            order = self._coordinator.order(step)
+            if order is not Order.GO_ON:
+                so_far = position.loss + float(all_reduce(loss.clone()))
+                seconds = position.seconds + time.monotonic() - start
+                self._position = Position(epoch=epoch, batch=number + 1, step=step, loss=so_far, seconds=seconds)
+                self._report_checkpoint()
+                if order is Order.STOP:
+                    return False
         trained = time.monotonic() - start
         row: dict[str, Any] = {
             "epoch": epoch,
@@ -185,6 +197,7 @@ class Worker:
         seconds = position.seconds + time.monotonic() - start
         self._position = Position(epoch=epoch + 1, step=step, seconds=seconds)
         self._send("row", row=row | {"seconds": seconds})
+        return True
 
     def _rate(self, step: int, steps_an_epoch: int) -> float:
         """The learning rate of a step; while weights are averaged it stays that of the first averaged step."""
@@ -271,6 +284,7 @@ class Worker:
             best=self._best,
             best_weights=self._best_weights,
         )
+        self._coordinator.saved()
         metrics = {"epoch": self._position.epoch - 1, "finished": outcome is not None}
         if self._place.rank != 0:
             ray.train.report(metrics)

@@ -1,0 +1,191 @@
+"""The run folder: opened at the start, filled at the end."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.checkpoint import AVERAGE, BEST, Outcome, TrainState, read_checkpoint, read_outcome
+from cluster.config import TrainConfig, load_yaml
+from cluster.errors import UserError
+from cluster.feed import TargetScaling
+from cluster.loop import averaged_epochs
+from cluster.report import (
+    RunResult,
+    collect_versions,
+    git_commit,
+    read_metrics,
+    write_predictions,
+    write_results,
+)
+from crystalformer.artifact import ModelCard, TargetScale, save_model
+from data_pipeline.prepared import PreparedDataset
+from data_pipeline.table import StructureTable
+
+CONFIG_FILE = "config.yaml"
+MODEL_FOLDERS = {BEST: "model", AVERAGE: "model-swa"}
+
+MAY_CHANGE = frozenset(
+    {
+        "resume",
+        "storage_path",
+        "data_dir",
+        "num_workers",
+        "zero_stage",
+        "device",
+        "cpus_per_worker",
+        "threads_per_worker",
+        "backend",
+        "max_failures",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "deepspeed",
+        "gradient_accumulation",
+    }
+)
+"""Settings a resumed run may be given anew: where and on what it runs, not what it computes."""
+
+
+def open_run(config: TrainConfig) -> Path:
+    """The run's folder, made or found. UserError: its name is taken, nothing to resume, or no place to write."""
+    if "://" in config.run.storage_path:
+        raise UserError(f"storage_path must be a folder that all nodes share, got {config.run.storage_path!r}")
+    run_dir = Path(config.run.storage_path).resolve() / str(config.run.run_name)
+    there = (run_dir / CONFIG_FILE).is_file()
+    if there and not config.run.resume:
+        raise UserError(f"run_name {config.run.run_name!r} exists in {run_dir.parent}; give another, or --resume")
+    if config.run.resume:
+        if not there:
+            raise UserError(f"run_name {config.run.run_name!r} cannot be resumed: {run_dir} holds no {CONFIG_FILE}")
+        _check_same(config, load_yaml(run_dir / CONFIG_FILE))
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe = run_dir / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"storage_path {config.run.storage_path!r} cannot be written: {error.strerror}") from error
+    return run_dir
+
+
+def _check_same(config: TrainConfig, saved: TrainConfig) -> None:
+    """UserError names the first setting that a resumed run may not change."""
+    was = saved.to_flat()
+    for name, value in config.to_flat().items():
+        if name not in MAY_CHANGE and was[name] != value:
+            raise UserError(f"{name} is {value!r} but the run to resume was started with {was[name]!r}")
+
+
+def read_final(folder: Path) -> tuple[TrainState, Outcome]:
+    outcome = read_outcome(folder)
+    if outcome is None:
+        raise RuntimeError(f"training stopped before its end; its last checkpoint is {folder}")
+    return read_checkpoint(folder), outcome
+
+
+def run_result(
+    config: TrainConfig,
+    run_dir: Path,
+    structures: dict[str, StructureTable],
+    units: dict[str, str],
+    state: TrainState,
+    outcome: Outcome,
+    seconds: float,
+) -> RunResult:
+    if state.best is None:
+        raise RuntimeError(f"the final checkpoint in {run_dir} names no best epoch")
+    truth = outcome.predictions["truth"].numpy()
+    errors = {
+        name: dict(zip(config.data.target, np.abs(values.numpy() - truth).mean(0).tolist(), strict=True))
+        for name, values in outcome.predictions.items()
+    }
+    facts = outcome.facts
+    return RunResult(
+        run_dir=str(run_dir),
+        dataset=str(config.data.dataset),
+        targets=config.data.target,
+        units=units,
+        seed=config.run.seed,
+        epochs=config.optim.epochs,
+        num_parameters=facts["num_parameters"],
+        world_size=facts["world_size"],
+        zero_stage=config.scale.zero_stage,
+        device=facts["device"],
+        train_size=structures["train"].num_rows,
+        val_size=structures["val"].num_rows,
+        test_size=structures["test"].num_rows,
+        best_epoch=state.best.epoch,
+        val_mae=state.best.mae,
+        test_mae=errors[BEST],
+        test_mae_swa=errors.get(AVERAGE, {}),
+        wall_seconds=seconds,
+        structures_per_second=_throughput(read_metrics(run_dir)),
+        peak_memory_mb=facts["peak_memory_mb"],
+        versions=collect_versions(),
+        git_commit=git_commit(),
+    )
+
+
+def _throughput(rows: list[dict[str, Any]]) -> float:
+    """Median structures a second over the epochs; the first, which warms up, counts only where it is alone."""
+    rates = [row["structures_per_s"] for row in rows]
+    return float(np.median(rates[1:] or rates))
+
+
+def write_run(
+    run_dir: Path,
+    config: TrainConfig,
+    dataset: PreparedDataset,
+    test: StructureTable,
+    scaling: TargetScaling,
+    outcome: Outcome,
+    result: RunResult,
+) -> None:
+    from cluster.plots import plot_curves, plot_parity  # matplotlib is slow to import
+
+    card = _model_card(config, dataset, scaling, result)
+    for name, weights in outcome.models.items():
+        errors = result.test_mae if name == BEST else result.test_mae_swa
+        save_model(
+            run_dir / MODEL_FOLDERS[name],
+            replace(card, provenance={**card.provenance, "weights": name, "test_mae": dict(errors)}),
+            weights,
+        )
+    truth, prediction = outcome.predictions["truth"].numpy(), outcome.predictions[BEST].numpy()
+    write_predictions(run_dir, test.material_ids(), config.data.target, truth, prediction)
+    plot_parity(run_dir / "parity.png", config.data.target, result.units, truth, prediction)
+    averaged = averaged_epochs(config)
+    plot_curves(
+        run_dir / "curves.png",
+        read_metrics(run_dir),
+        result.units,
+        swa_from=config.optim.epochs - averaged + 1 if averaged else None,
+    )
+    write_results(run_dir, result)
+
+
+def _model_card(
+    config: TrainConfig, dataset: PreparedDataset, scaling: TargetScaling, result: RunResult
+) -> ModelCard:
+    targets = zip(config.data.target, scaling.scale, scaling.bias, strict=True)
+    return ModelCard(
+        model=config.model,
+        targets=tuple(
+            TargetScale(name=name, unit=result.units[name], scale=scale, bias=bias) for name, scale, bias in targets
+        ),
+        provenance={
+            "dataset": dataset.name,
+            "dataset_fingerprint": dataset.fingerprint,
+            "train_size": result.train_size,
+            "elements": list(dataset.elements),
+            "seed": result.seed,
+            "epochs": result.epochs,
+            "val_mae": dict(result.val_mae),
+            "versions": dict(result.versions),
+            "git_commit": result.git_commit,
+        },
+    )
