@@ -16,8 +16,9 @@ from cluster.run_folder import CONFIG_FILE, open_run, read_final, run_result, wr
 from cluster.session import ray_session
 from cluster.tables import SPLITS, open_split
 from data_pipeline.datasets import resolve
+from data_pipeline.info import SourceKind
 from data_pipeline.prepare import prepare_dataset
-from data_pipeline.prepared import PreparedDataset
+from data_pipeline.prepared import PreparedDataset, load_prepared
 from data_pipeline.table import StructureTable
 
 
@@ -47,6 +48,8 @@ def train(config: TrainConfig) -> RunResult:
 def _prepared(config: TrainConfig) -> PreparedDataset:
     data_dir = Path(config.data.data_dir).resolve()
     found = resolve(config.data.dataset, config.data.target, data_dir)
+    if found.info.kind is SourceKind.OWN:
+        return load_prepared(data_dir, found.name)
     with counting() as progress:
         dataset = prepare_dataset(found.info, data_dir, progress=progress)
     if dataset.rejected and not dataset.reused:
