@@ -67,23 +67,26 @@ def looped_real(crystal: Crystal, given: Operands, reach: int) -> np.ndarray:
     return y
 
 
-def looped_reciprocal(crystal: Crystal, given: Operands, reach: int) -> np.ndarray:
-    """model.md, section 2, one number after another."""
+def phi(crystal: Crystal, rho: float, scale: float, separation: np.ndarray, reach: int) -> float:
+    """sum_m exp(-½ rho scale² |k_m|²) cos(k_m · separation)."""
+    cells = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3), -1).reshape(-1, 3)
+    waves = cells @ (2 * np.pi * np.linalg.inv(crystal.lattice).T)
+    return float((np.exp(-0.5 * rho * scale**2 * (waves**2).sum(1)) * np.cos(waves @ separation)).sum())
+
+
+def looped_reciprocal(crystal: Crystal, given: Operands, reach: int) -> tuple[np.ndarray, float]:
+    """model.md, section 2, one pair after another; and the smallest Phi met."""
     q, k, v, rho = (t.numpy() for t in (given.q, given.k, given.v, given.rho))
     n, heads, features = q.shape
-    rows = 2 * np.pi * np.linalg.inv(crystal.lattice).T
-    y = np.zeros_like(q)
+    y, smallest = np.zeros_like(q), math.inf
     for i, h in product(range(n), range(heads)):
         weights = []
         for j in range(n):
-            phi = 0.0
-            for cell in product(range(-reach, reach + 1), repeat=3):
-                wave = np.array(cell) @ rows
-                phase = wave @ (crystal.positions[j] - crystal.positions[i])
-                phi += math.exp(-0.5 * rho[i, h] * given.scale**2 * wave @ wave) * math.cos(phase)
-            weights.append(math.exp(q[i, h] @ k[j, h] / math.sqrt(features)) * max(phi, 1e-6))
+            value = phi(crystal, rho[i, h], given.scale, crystal.positions[j] - crystal.positions[i], reach)
+            weights.append(math.exp(q[i, h] @ k[j, h] / math.sqrt(features)) * max(value, 1e-6))
+            smallest = min(smallest, value)
         y[i, h] = np.array(weights) @ v[:, h] / sum(weights)
-    return y
+    return y, smallest
 
 
 CASES = [(None, True), (TINY, True), (TINY, False)]
@@ -99,13 +102,14 @@ def test_real_space_is_the_equation_in_loops(radial, headed):
     np.testing.assert_allclose(real(batch, given).numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
-def test_reciprocal_space_is_the_equation_in_loops():
-    crystal = random_crystal(3, seed=2, volume=12.0)
+@pytest.mark.parametrize(("scale", "clamped"), [(1.2, False), (0.5, True)])
+def test_reciprocal_space_is_the_equation_in_loops(scale, clamped):
+    crystal = random_crystal(3, seed=2, volume=30.0)
     batch = batch_of(crystal)
-    given = operands(batch, features=3, radial=None, scale=1.2, domain="reci")
-    np.testing.assert_allclose(
-        reciprocal(batch, given).numpy(), looped_reciprocal(crystal, given, 6), rtol=1e-10, atol=1e-12
-    )
+    given = operands(batch, features=3, radial=None, scale=scale, domain="reci")
+    expected, smallest = looped_reciprocal(crystal, given, 16)
+    assert (smallest < 1e-6) == clamped
+    np.testing.assert_allclose(reciprocal(batch, given).numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_both_spaces_agree_by_poissons_sum():
@@ -182,9 +186,13 @@ def test_gradients_of_real_space_are_finite_differences(radial, headed):
     assert torch.autograd.gradcheck(run, tensors, eps=1e-6, atol=1e-7, rtol=1e-5)
 
 
-def test_gradients_of_reciprocal_space_are_finite_differences():
-    batch = batch_of(random_crystal(3, seed=6), random_crystal(1, seed=7))
-    given = operands(batch, features=2, radial=None, domain="reci")
+@pytest.mark.parametrize(("scale", "clamped"), [(1.2, False), (0.5, True)])
+def test_gradients_of_reciprocal_space_are_finite_differences(scale, clamped):
+    crystal = random_crystal(3, seed=2, volume=30.0)
+    batch = batch_of(crystal, random_crystal(1, seed=7))
+    given = operands(batch, features=2, radial=None, scale=scale, domain="reci")
+    separations = [a - b for a in crystal.positions for b in crystal.positions]
+    assert (min(phi(crystal, float(given.rho[:3].min()), scale, s, 16) for s in separations) < 1e-6) == clamped
     tensors = [t.requires_grad_() for t in (given.q, given.k, given.v, given.rho)]
 
     def run(q, k, v, rho):

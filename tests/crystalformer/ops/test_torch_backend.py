@@ -85,10 +85,11 @@ RECIPROCAL = {
 }
 
 
+@pytest.mark.parametrize("scale", [2.2, 0.6], ids=["wide", "clamped"])
 @pytest.mark.parametrize("name", RECIPROCAL)
-def test_reciprocal_output_and_every_gradient(name):
+def test_reciprocal_output_and_every_gradient(name, scale):
     batch = batch_of(*RECIPROCAL[name]())
-    given = operands(batch, radial=None, scale=2.2, domain="reci")
+    given = operands(batch, radial=None, scale=scale, domain="reci")
     found = errors(attend(batch, given, "torch"), attend(batch, given, "reference"))
     assert max(found.values()) < FLOAT64_TOLERANCE, found
 
