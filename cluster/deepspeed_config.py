@@ -31,7 +31,8 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": -(-config.data.batch_size // (world_size * accumulation)),
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.optim.clip_norm,
+        # At stage 0 the engine clips, because DeepSpeed would not tell the norm.
+        "gradient_clipping": config.optim.clip_norm if config.scale.zero_stage > 0 else 0.0,
         "zero_optimization": {"stage": config.scale.zero_stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,

@@ -6,6 +6,7 @@ checkpoint knows nothing of workers or stages.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ class Engine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._config, self._place = config, place
+        self._norm: Tensor | None = None
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
             optimizer=make_optimizer(model, config.optim),
@@ -104,14 +106,21 @@ class Engine:
         for batch, target in parts:
             loss = loss_sum(self._engine(batch).float(), target, self._config.optim.loss_func) / batch_size
             self._engine.backward(loss * factor)
+            if self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
+                self._clip()
             self._engine.step()
             total += loss.detach()
         return total
 
+    def _clip(self) -> None:
+        """Clip the reduced gradients: DeepSpeed's own clipping at stage 0 keeps the norm to itself."""
+        limit = self._config.optim.clip_norm or math.inf
+        self._norm = nn.utils.clip_grad_norm_(self._parameters.values(), limit)
+
     @property
     def gradient_norm(self) -> float | None:
-        """Global norm of the last step's gradient before clipping, where DeepSpeed computes it."""
-        norm = self._engine.get_global_grad_norm()
+        """Global norm of the last step's gradient before clipping; None before the first step."""
+        norm = self._norm if self.stage == 0 else self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
     @torch.no_grad()
@@ -140,6 +149,7 @@ class Engine:
         steps = [int(state["step"]) for state in base.state.values() if "step" in state]
         if not steps:
             return OptimizerState(moments={}, step=0)
+        self._link_moments()
         moments = {
             f"{moment}.{name}": self._moment(p, moment).detach().cpu().reshape(p_shape(p)).clone()
             for name, p in self._parameters.items()
@@ -159,8 +169,7 @@ class Engine:
                 "step": torch.tensor(float(state.step)),
                 **{moment: torch.zeros_like(slot) for moment in MOMENTS},
             }
-        if self.stage in (1, 2):
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+        self._link_moments()
         for name, p in self._parameters.items():
             for moment in MOMENTS:
                 value = state.moments[f"{moment}.{name}"].to(p.device)
@@ -168,6 +177,15 @@ class Engine:
                     base.state[p][moment].copy_(value)
                 else:
                     safe_set_full_optimizer_state(p, value, moment)
+
+    def _link_moments(self) -> None:
+        """Let every parameter find its moments at stages 1 and 2.
+
+        DeepSpeed (0.19.8) links all groups after the first group's first step, when the others have no moments yet.
+        """
+        if self.stage in (1, 2):
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
         from deepspeed.utils import safe_get_full_optimizer_state
