@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-.PHONY: help setup train tune data predict dashboard submit down test check lint types bench manifests image
+.PHONY: help setup train data test check lint types
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
