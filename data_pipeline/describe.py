@@ -72,6 +72,7 @@ def describe(data_dir: Path, name: str) -> str:
         f"source    {prepared.source}",
         *([f"cite      {prepared.citation}"] if prepared.citation else []),
         *([f"licence   {prepared.licence}"] if prepared.licence else []),
+        f"prepared  {prepared.path}",
         "",
         f"{len(contents.elements)} elements, by the number of crystals that hold them",
         *_wrapped(f"{symbol} {n}" for symbol, n in sorted(contents.elements.items(), key=lambda item: -item[1])),
@@ -86,6 +87,7 @@ def describe(data_dir: Path, name: str) -> str:
         lines += [
             "",
             f"{target.name} [{unit}]: training mean {statistics.mean:.4g}, std {statistics.std:.4g}{absent}",
+            *([f"  {target.description}"] if target.description else []),
             *histogram(contents.values[target.name]),
         ]
     return "\n".join([*lines, "", *rejected_lines(prepared)])

@@ -7,22 +7,30 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.errors import UserError
 from cluster.log import say
+from data_pipeline.errors import DataError
 
 if TYPE_CHECKING:
     from data_pipeline.info import DatasetInfo, TargetInfo
-    from data_pipeline.prepared import PreparedDataset
 
-HELP = "show what is known of a data set, or list the data sets"
+HELP = "show what is in a data set, or list the data sets"
 
 _INDENT = 11
 """Columns before the values."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The data set, and where prepared ones lie."""
+    """The data set, where prepared ones lie, and whether to draw it."""
     parser.add_argument(
         "dataset", nargs="?", metavar="DATASET", help="name of a data set; without it, all are listed"
+    )
+    parser.add_argument(
+        "--plot",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="also draw what a prepared data set holds (default FILE: its name with .png, in this folder)",
     )
     add_data_dir(parser)
 
@@ -38,10 +46,16 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the lines. Raises DataError for a name that is neither registered nor prepared."""
+    """Print the lines. Raises UserError or DataError for a name that is unknown, or not prepared where it must be."""
     data_dir = Path(args.data_dir)
-    lines = list_datasets() if args.dataset is None else describe_dataset(args.dataset, data_dir)
-    say("\n".join(lines))
+    if args.dataset is None:
+        if args.plot is not None:
+            raise UserError("--plot needs DATASET: the name of a prepared data set")
+        say("\n".join(list_datasets()))
+        return
+    say("\n".join(describe_dataset(args.dataset, data_dir)))
+    if args.plot is not None:
+        say(f"plot      {draw_dataset(args.dataset, data_dir, args.plot)}")
 
 
 def list_datasets() -> list[str]:
@@ -55,54 +69,55 @@ def list_datasets() -> list[str]:
 def describe_dataset(name: str, data_dir: Path) -> list[str]:
     """All that is known of a data set, prepared under ``data_dir`` or not."""
     from data_pipeline.datasets import find_dataset
-    from data_pipeline.errors import DataError
-    from data_pipeline.prepared import is_prepared, load_prepared
+    from data_pipeline.prepared import is_prepared
+
+    own_name = prepared_name(name, data_dir)
+    if is_prepared(data_dir, own_name):
+        from data_pipeline.describe import describe
+
+        return [describe(data_dir, own_name)]
+    return _registered_lines(find_dataset(name))
+
+
+def prepared_name(name: str, data_dir: Path) -> str:
+    """The folder under ``data_dir`` that a data set called ``name`` has or would have.
+
+    Raises DataError for a name that is neither registered nor prepared.
+    """
+    from data_pipeline.datasets import find_dataset
+    from data_pipeline.prepared import is_prepared
 
     try:
-        info = find_dataset(name)
+        return find_dataset(name).name
     except DataError:
         if not is_prepared(data_dir, name):
             raise
-        return prepared_lines(load_prepared(data_dir, name))
-    if is_prepared(data_dir, info.name):
-        return prepared_lines(load_prepared(data_dir, info.name))
-    return _registered_lines(info)
+        return name
+
+
+def draw_dataset(name: str, data_dir: Path, file: str) -> Path:
+    """Draw a prepared data set into ``file`` (empty: <name>.png). UserError where it cannot be written."""
+    from data_pipeline.describe import plot
+
+    folder = prepared_name(name, data_dir)
+    out = Path(file or f"{folder}.png")
+    try:
+        return plot(data_dir, folder, out)
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise UserError(f"--plot {out}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _registered_lines(info: DatasetInfo) -> list[str]:
-    lines = [_line("name", info.name), *_target_lines(info.targets)]
+    lines = [_line("name", info.name)]
+    lines += [_line("target", f"{target.name} [{target.unit}]: {target.description}") for target in info.targets]
     if info.expected is not None:
         sizes = info.expected
         lines.append(_line("splits", f"train {sizes.train}, val {sizes.val}, test {sizes.test} (as published)"))
     lines.append(_line("prepared", f"no; crystalformer prepare {info.name}"))
-    return [*lines, *_origin(info)]
-
-
-def prepared_lines(prepared: PreparedDataset) -> list[str]:
-    """What its dataset.json says of a prepared data set."""
-    sizes = prepared.sizes
-    lines = [
-        _line("name", prepared.name),
-        *_target_lines(prepared.targets),
-        _line("splits", f"train {sizes.train}, val {sizes.val}, test {sizes.test}"),
-    ]
-    for target in prepared.targets:
-        numbers = prepared.statistics[target.name]
-        lines.append(_line("train", f"{target.name} mean {numbers.mean:.5g}, std {numbers.std:.5g} {target.unit}"))
-    lines.append(_line("elements", f"{len(prepared.elements)}: {' '.join(prepared.elements)}"))
-    lines.append(_line("rejected", f"{len(prepared.rejected)} rows"))
-    lines += [f"{'':{_INDENT}}{row.file} row {row.row} {row.material_id}: {row.reason}" for row in prepared.rejected]
-    lines.append(_line("prepared", str(prepared.path)))
-    return [*lines, *_origin(prepared)]
-
-
-def _target_lines(targets: Iterable[TargetInfo]) -> list[str]:
-    return [_line("target", f"{target.name} [{target.unit}]: {target.description}") for target in targets]
-
-
-def _origin(described: DatasetInfo | PreparedDataset) -> list[str]:
-    values = {"source": described.source, "citation": described.citation, "licence": described.licence}
-    return [_line(label, value) for label, value in values.items() if value]
+    origin = {"source": info.source, "citation": info.citation, "licence": info.licence}
+    return [*lines, *(_line(label, value) for label, value in origin.items() if value)]
 
 
 def _names(targets: Iterable[TargetInfo]) -> str:

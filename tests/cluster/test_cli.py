@@ -92,7 +92,7 @@ MISTAKES = [
     (["train", "--target", "shear", "--deepspeed", "no.json"], "deepspeed: no.json: No such file"),
     (["train", "--target", "shear", "--config", "no.yaml"], "no.yaml: No such file"),
     (["prepare", "nowhere"], "unknown data set 'nowhere'"),
-    (["prepare"], "the following arguments are required: DATASET"),
+    (["prepare"], "give DATASET, or --source PATH and --name NAME"),
     (["info", "nowhere"], "unknown data set 'nowhere'"),
     (["info", "flla_2015", "extra"], "unexpected argument 'extra'"),
 ]
@@ -200,9 +200,9 @@ def test_prepare_makes_a_data_set_that_info_then_describes(capsys, tmp_path):
     words = ["dielectric_2017", "--data_dir", str(tmp_path)]
     assert main(["prepare", *words, "--strict"]) == 0
     answer = capsys.readouterr().out
-    assert f"prepared   {tmp_path / 'dielectric_2017'}" in answer
-    assert "splits     train 844, val 105, test 105" in answer
-    assert main(["info", *words]) == 0
-    assert answer.endswith(capsys.readouterr().out)
+    assert f"prepared  {tmp_path / 'dielectric_2017'}" in answer
+    assert "dielectric_2017: 844 train, 105 val, 105 test; targets bandgap [eV]" in answer
     assert main(["prepare", *words]) == 0
     assert answer.endswith(capsys.readouterr().out)
+    assert main(["info", *words]) == 0
+    assert capsys.readouterr().out.startswith("dielectric_2017: 844 train, 105 val, 105 test\n")
