@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from crystalformer.batch import CrystalBatch
 from crystalformer.config import ModelConfig, PositiveFunction
-from crystalformer.ops import RadialBasis, periodic_attention
+from crystalformer.ops import RadialBasis, periodic_attention, prepare
 
 AllReduce = Callable[[Tensor], Tensor]
 """Sums a small float64 tensor over all workers."""
@@ -136,6 +136,18 @@ class PeriodicAttention(nn.Module):
             domain="reci",
             backend=self.backend,
         )
+
+    def prepare(self, batch: CrystalBatch) -> None:
+        """Make what the attention backend keeps with a batch, as ``forward`` would."""
+        config, like = self.config, self.gauss_direction
+        domain = config.layer_domain(self.layer)
+        cutoff, backend = config.cutoff_sigmas, self.backend
+        if domain != "reci":
+            scale, lower = config.layer_scale_real(self.layer), config.gauss_lb_real
+            prepare(batch, like, scale=scale, rho_min=lower, cutoff_sigmas=cutoff, backend=backend)
+        if domain != "real":
+            scale, lower = config.layer_scale_reci(self.layer), config.gauss_lb_reci
+            prepare(batch, like, scale=scale, rho_min=lower, cutoff_sigmas=cutoff, domain="reci", backend=backend)
 
     def _arguments(self, q: Tensor) -> Tensor:
         """(N, H): s (omega_h q_ih + t), what rho is taken of."""

@@ -34,19 +34,33 @@ class Crystalformer(nn.Module):
         """All parameters, as the authors count them: with three frozen scalars a layer."""
         return sum(p.numel() for p in self.parameters()) + 3 * self.config.num_layers
 
+    @property
+    def frozen(self) -> bool:
+        """Whether every layer's s and t were taken from a first training batch (or loaded)."""
+        return all(bool(block.attention.frozen) for block in self.blocks)  # type: ignore[union-attr]
+
     def forward(self, batch: CrystalBatch) -> Tensor:
         """(B, num_targets), normalized as the targets it was trained on.
 
-        The first call in training mode freezes s and t on that batch (``freeze_statistics``).
+        The first call in training mode freezes s and t on that batch (``freeze_statistics``). A compiled model must
+        have had that before, and wants each batch through ``prepare``.
         """
-        if self.training and not all(block.attention.frozen for block in self.blocks):  # type: ignore[union-attr]
-            self.freeze_statistics(batch)
-        self._find_neighbors(batch)
+        if not torch.compiler.is_compiling():
+            if self.training and not self.frozen:
+                self.freeze_statistics(batch)
+            self._find_neighbors(batch)
         x = self.embed(batch)
         for block in self.blocks:
             x = block(x, batch)
         output: Tensor = self.head(self._pool(self.pre_pooling(x), batch))
         return output
+
+    def prepare(self, batch: CrystalBatch) -> CrystalBatch:
+        """The batch, with neighbour lists and plans made: after this, ``forward`` is nothing but tensors."""
+        self._find_neighbors(batch)
+        for block in self.blocks:
+            block.attention.prepare(batch)  # type: ignore[union-attr, operator]
+        return batch
 
     def embed(self, batch: CrystalBatch) -> Tensor:
         """(N, model_dim): the element's row, or the occupancy-weighted sum of a disordered site's rows."""

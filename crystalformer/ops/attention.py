@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from crystalformer.batch import CrystalBatch
-from crystalformer.ops import reference, torch_backend
-from crystalformer.ops.blocks import BlockPlan, make_plan
+from crystalformer.ops import blocks, reciprocal, reference, torch_backend
 from crystalformer.ops.radial import RadialBasis
-from crystalformer.ops.reciprocal import WavePlan, wave_plan
+from crystalformer.ops.reciprocal import wave_plan
 
 Domain = Literal["real", "reci"]
 Backend = Literal["auto", "torch", "triton", "reference"]
@@ -133,23 +132,47 @@ def _reciprocal(  # noqa: PLR0913 - the operands of one equation
     return torch_backend.attend_reciprocal(q, k, v, rho, plan, scale)
 
 
-def reciprocal_plan(batch: CrystalBatch, radius: float, like: Tensor) -> WavePlan:
-    """The torch backend's plan for wave vectors within ``radius`` (1/Å), made once a batch, radius and dtype."""
-    key = ("waves", radius, like.dtype)
+def prepare(  # noqa: PLR0913 - what the operator's own arguments say about its plan
+    batch: CrystalBatch,
+    like: Tensor,
+    *,
+    scale: float,
+    rho_min: float,
+    cutoff_sigmas: float = 6.0,
+    domain: Domain = "real",
+    backend: str = "auto",
+) -> None:
+    """Make what ``periodic_attention`` with these arguments keeps with the batch, for operands like ``like``.
+
+    The operator does so itself on first use; a compiled graph cannot.
+    """
+    if backend == "reference":
+        return
+    if domain == "reci":
+        reciprocal_plan(batch, cutoff_sigmas / (scale * math.sqrt(rho_min)), like)
+    else:
+        block_plan(batch, cutoff_sigmas * scale / math.sqrt(rho_min), like)
+
+
+def reciprocal_plan(batch: CrystalBatch, radius: float, like: Tensor) -> Tensor:
+    """Handle of the torch backend's plan for wave vectors within ``radius`` (1/Å), made once a batch and dtype."""
+    dtype = torch_backend.compute_dtype(like.dtype)
+    key = ("waves", radius, dtype)
     if key not in batch.cache:
-        batch.cache[key] = wave_plan(batch, radius, like.dtype)
-    plan: WavePlan = batch.cache[key]
-    return plan
+        batch.cache[key] = reciprocal.PLANS.give(wave_plan(batch, radius, dtype))
+    handle: Tensor = batch.cache[key]
+    return handle
 
 
-def block_plan(batch: CrystalBatch, radius: float, like: Tensor) -> BlockPlan:
-    """The torch backend's plan for shells within ``radius`` (Å), made once a batch and dtype."""
+def block_plan(batch: CrystalBatch, radius: float, like: Tensor) -> Tensor:
+    """Handle of the torch backend's plan for shells within ``radius`` (Å), made once a batch and dtype."""
     shells = batch.shells(radius)
-    key = ("blocks", like.dtype)
+    dtype = torch_backend.compute_dtype(like.dtype)
+    key = ("blocks", dtype)
     if key not in shells.cache:
-        shells.cache[key] = make_plan(batch, shells, like.dtype)
-    plan: BlockPlan = shells.cache[key]
-    return plan
+        shells.cache[key] = blocks.PLANS.give(blocks.make_plan(batch, shells, dtype))
+    handle: Tensor = shells.cache[key]
+    return handle
 
 
 def _check(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from crystalformer.batch import CrystalBatch, PackedShells
+from crystalformer.ops.handles import Handles
 from crystalformer.ops.pairs import BlockRows, PairColumns, PairLookup
 from crystalformer.ops.radial import RadialBasis
 
@@ -46,6 +47,8 @@ FEATURE_LIMIT = 2**28
 
 _ATOM_STRIDE = 1e4
 """Å. Added to the distances of one atom after another, it makes the whole list one sorted column."""
+
+PLANS: Handles[BlockPlan] = Handles()
 
 IntArray = npt.NDArray[np.int64]
 

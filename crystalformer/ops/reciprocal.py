@@ -10,12 +10,13 @@ Legend: G crystals of a group padded to n atoms each, Q queries of a chunk, W wa
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from crystalformer.batch import CrystalBatch
+from crystalformer.ops.handles import Handles
 
 CLAMP = 1e-6
 """Phi is at least this much (the authors' value): its logarithm must exist."""
@@ -25,6 +26,9 @@ CHUNK = 2**22
 
 PADDING_WASTE = 1.3
 """A group takes in the next crystal while the padded work stays below this multiple of the real work."""
+
+
+PLANS: Handles[WavePlan] = Handles()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +51,6 @@ class WavePlan:
     """The groups of a batch."""
 
     groups: tuple[WaveGroup, ...]
-    handle: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 def wave_vectors(lattice: Tensor, radius: float) -> Tensor:

@@ -9,88 +9,165 @@ slices go into matrix products as they are.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from crystalformer.ops import reciprocal
-from crystalformer.ops.blocks import Block, BlockPlan
+from crystalformer.ops.blocks import PLANS, Block, BlockPlan
 from crystalformer.ops.pairs import PairColumns, PairLookup
 from crystalformer.ops.radial import RadialBasis, lowest_exponent
 
 
-class BlockAttention(torch.autograd.Function):
-    """y (N, H, D) of queries (scaled by 1/sqrt(D)), keys, values (N, H, D), precisions (N, H) in 1/Å²."""
+@torch.library.custom_op("crystalformer::torch_attention", mutates_args=())
+def _attention(  # noqa: PLR0913 - the operands of one equation
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    precision: Tensor,
+    weight: Tensor | None,
+    handle: Tensor,
+    basis: Sequence[float],
+    cutoff_sigmas: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y (N, H, D), its log-sum-exp (H, N) in plan order, and the weighted radial features (N, H, K) in plan order.
 
-    @staticmethod
-    def forward(  # noqa: PLR0913 - torch fixes the signature to one argument an input
-        ctx: Any,  # noqa: ANN401 - torch's context object
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        precision: Tensor,
-        weight: Tensor | None,
-        plan: BlockPlan,
-        radial: RadialBasis | None,
-        cutoff_sigmas: float,
-    ) -> Tensor:
-        q, k, v = (t.index_select(0, plan.order) for t in (q, k, v))
-        c = precision[plan.order].T.contiguous()
+    q (scaled by 1/sqrt(D)), k, v (N, H, D); precision (N, H) in 1/Å²; weight (H or 1, D, K) or None; handle: the
+    BlockPlan's; basis: K, r_max, width of the radial features, or nothing. All in one dtype.
+    """
+    plan, radial = PLANS.plan(handle), _radial(basis)
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v, precision = (t.index_select(0, plan.order) for t in (q, k, v, precision))
+        c = precision.T.contiguous()
         y, total, lse = torch.empty_like(v), torch.empty_like(c), torch.empty_like(c)
-        rows = plan.rows_needed(cutoff_sigmas / (2.0 * c.amin(0)).sqrt())
-        sums = None if radial is None else v.new_empty(*precision.shape, radial.count)
-        for block, m in zip(plan.blocks, rows, strict=True):
+        sums = v.new_empty(*v.shape[:2], 0 if radial is None else radial.count)
+        for block, m in zip(plan.blocks, _rows(plan, c, cutoff_sigmas), strict=True):
             atoms, tables = _atoms(block), plan.tables(block, m)
             scores = _scores(plan, tables, q[atoms], _keys(k, tables))
             exponent, lse[:, atoms] = tables.exponent(scores, c[:, atoms], None, _buffer(plan, "p", scores, m))
             p = _exp(exponent)
-            if sums is not None and radial is not None:
+            if radial is not None:
                 torch.bmm(p, plan.features(block, radial, m), out=sums[atoms])
             collapsed = tables.collapse(p, _pair_buffer(plan, scores))
             total[:, atoms] = collapsed.total
             torch.bmm(collapsed.pairs, _keys(v, tables), out=y[atoms].transpose(0, 1))
         y.div_(total.T.unsqueeze(-1))
         lse.add_(total.log())
-        if sums is not None and weight is not None:
+        if weight is not None:
             sums.div_(total.T.unsqueeze(-1))
             y.transpose(0, 1).baddbmm_(sums.transpose(0, 1), weight.expand(v.shape[1], -1, -1).transpose(1, 2))
-        ctx.save_for_backward(q, k, v, c, weight, lse, sums, y)
-        ctx.plan, ctx.radial, ctx.rows = plan, radial, rows
-        return y.index_select(0, plan.inverse)
+        return y.index_select(0, plan.inverse), lse, sums
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context object
-        q, k, v, c, weight, lse, sums, y = ctx.saved_tensors
-        plan: BlockPlan = ctx.plan
-        dy = dy.index_select(0, plan.order)
-        inner = (dy * y).sum(-1).T.contiguous()  # (H, N): sum over images of p dp, without visiting them
+
+@torch.library.custom_op("crystalformer::torch_attention_backward", mutates_args=())
+def _attention_backward(  # noqa: PLR0913 - the operands of one equation
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    precision: Tensor,
+    weight: Tensor | None,
+    inner: Tensor,
+    lse: Tensor,
+    sums: Tensor,
+    handle: Tensor,
+    basis: Sequence[float],
+    cutoff_sigmas: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, precision and weight; inner (N, H) is the sum over features of dy y."""
+    plan, radial = PLANS.plan(handle), _radial(basis)
+    with torch.autocast(q.device.type, enabled=False):
+        dy, q, k, v = (t.index_select(0, plan.order) for t in (dy, q, k, v))
+        c, inner = (t.index_select(0, plan.order).T.contiguous() for t in (precision, inner))
         dq, dk, dv, dc = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v), torch.empty_like(c)
-        dsums = dweight = None
+        dsums, dweight = None, q.new_empty(0)
         if weight is not None:
             heads = dy.transpose(0, 1)
             dweight = torch.bmm(heads.transpose(1, 2), sums.transpose(0, 1)).sum_to_size(weight.shape)
             dsums = torch.bmm(heads, weight.expand(len(heads), -1, -1)).transpose(0, 1)
-        for block, m in zip(plan.blocks, ctx.rows, strict=True):
+        for block, m in zip(plan.blocks, _rows(plan, c, cutoff_sigmas), strict=True):
             atoms, tables = _atoms(block), plan.tables(block, m)
             keys, values = _keys(k, tables), _keys(v, tables)
             scores = _scores(plan, tables, q[atoms], keys)
-            exponent, _ = tables.exponent(scores, c[:, atoms], lse[:, atoms], _buffer(plan, "p", scores, m))
-            p = _exp(exponent)
+            p = _exp(tables.exponent(scores, c[:, atoms], lse[:, atoms], _buffer(plan, "p", scores, m))[0])
             scores = _scores(plan, tables, dy[atoms], values)
             dp = tables.spread(scores, inner[:, atoms], _buffer(plan, "dp", scores, m))
-            if dsums is not None:
-                dp.baddbmm_(dsums[atoms], plan.features(block, ctx.radial, m).transpose(1, 2))
-            pairs = tables.collapse(p, _pair_buffer(plan, scores)).pairs
-            _add_to_keys(dv, tables, pairs, dy[atoms])
+            if dsums is not None and radial is not None:
+                dp.baddbmm_(dsums[atoms], plan.features(block, radial, m).transpose(1, 2))
+            _add_to_keys(dv, tables, tables.collapse(p, _pair_buffer(plan, scores)).pairs, dy[atoms])
             collapsed = tables.collapse(dp.mul_(p), _pair_buffer(plan, scores))
             dc[:, atoms] = collapsed.squared
             torch.bmm(collapsed.pairs, keys, out=dq[atoms].transpose(0, 1))
             _add_to_keys(dk, tables, collapsed.pairs, q[atoms])
-        dq, dk, dv = (t.index_select(0, plan.inverse) for t in (dq, dk, dv))
-        return dq, dk, dv, dc.neg_().T[plan.inverse], dweight, None, None, None
+        dprecision = dc.neg_().T.contiguous()
+        dq, dk, dv, dprecision = (t.index_select(0, plan.inverse) for t in (dq, dk, dv, dprecision))
+        return dq, dk, dv, dprecision, dweight
+
+
+@_attention.register_fake
+def _attention_shapes(  # noqa: PLR0913 - the operator's own arguments
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    precision: Tensor,
+    weight: Tensor | None,
+    handle: Tensor,
+    basis: Sequence[float],
+    cutoff_sigmas: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, heads, _ = v.shape
+    width = int(basis[0]) if basis else 0
+    return torch.empty_like(v), precision.new_empty(heads, n), v.new_empty(n, heads, width)
+
+
+@_attention_backward.register_fake
+def _attention_backward_shapes(  # noqa: PLR0913 - the operator's own arguments
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    precision: Tensor,
+    weight: Tensor | None,
+    inner: Tensor,
+    lse: Tensor,
+    sums: Tensor,
+    handle: Tensor,
+    basis: Sequence[float],
+    cutoff_sigmas: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dweight = q.new_empty(0) if weight is None else torch.empty_like(weight)
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(precision), dweight
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401 - torch's context
+    *operands, handle, ctx.basis, ctx.cutoff_sigmas = inputs
+    ctx.save_for_backward(*operands, handle, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    q, k, v, precision, weight, handle, y, lse, sums = ctx.saved_tensors
+    if dy is None:
+        return (None,) * 8
+    inner = (dy * y).sum(-1)  # the sum over images of p dp, without visiting them
+    *gradients, dweight = _attention_backward(
+        dy.contiguous(), q, k, v, precision, weight, inner, lse, sums, handle, ctx.basis, ctx.cutoff_sigmas
+    )
+    return *gradients, None if weight is None else dweight, None, None, None
+
+
+_attention.register_autograd(_differentiate, setup_context=_save)
+
+
+def _radial(basis: Sequence[float]) -> RadialBasis | None:
+    return RadialBasis(count=int(basis[0]), r_max=basis[1], width=basis[2]) if basis else None
+
+
+def _rows(plan: BlockPlan, c: Tensor, cutoff_sigmas: float) -> list[int]:
+    """Rows of each block within cutoff_sigmas of its atoms' widest Gaussians, from c (H, N): sigma² = 1/(2c)."""
+    return plan.rows_needed(cutoff_sigmas / (2.0 * c.amin(0)).sqrt())
 
 
 def _atoms(block: Block) -> slice:
@@ -135,51 +212,81 @@ def _exp(exponent: Tensor) -> Tensor:
     return exponent.clamp_(min=lowest_exponent(exponent.dtype)).exp_()
 
 
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that attention of ``dtype`` activations is computed and summed in: float32 at least."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
 def attend(  # noqa: PLR0913 - the operands of one equation
     q: Tensor,
     k: Tensor,
     v: Tensor,
     rho: Tensor,
-    plan: BlockPlan,
+    handle: Tensor,
     *,
     scale: float,
     cutoff_sigmas: float,
     radial: RadialBasis | None,
     weight: Tensor | None,
 ) -> Tensor:
-    """Real-space attention over a plan; shapes as in ``ops.periodic_attention``."""
-    return BlockAttention.apply(  # type: ignore[no-any-return]  # apply is untyped
-        q * (1.0 / math.sqrt(q.shape[-1])), k, v, rho / (2.0 * scale**2), weight, plan, radial, cutoff_sigmas
-    )
+    """Real-space attention over a BlockPlan, by its handle; shapes as in ``ops.periodic_attention``."""
+    dtype = compute_dtype(q.dtype)
+    y: Tensor = _attention(
+        q.to(dtype) * (1.0 / math.sqrt(q.shape[-1])),
+        k.to(dtype),
+        v.to(dtype),
+        rho.to(dtype) / (2.0 * scale**2),
+        None if weight is None else weight.to(dtype),
+        handle,
+        [] if radial is None else [float(radial.count), radial.r_max, radial.width],
+        cutoff_sigmas,
+    )[0]
+    return y.to(q.dtype)
 
 
-class ReciprocalAttention(torch.autograd.Function):
-    """y (N, H, D) of scaled queries, keys, values (N, H, D) and rho (N, H); nothing of a chunk is kept."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401 - torch's context object
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        rho: Tensor,
-        plan: reciprocal.WavePlan,
-        scale: float,
-    ) -> Tensor:
-        ctx.save_for_backward(q, k, v, rho)
-        ctx.plan, ctx.scale = plan, scale
-        return reciprocal.forward(q, k, v, rho, plan, scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context object
-        q, k, v, rho = ctx.saved_tensors
-        return *reciprocal.backward(dy, q, k, v, rho, ctx.plan, ctx.scale), None, None
+@torch.library.custom_op("crystalformer::torch_reciprocal", mutates_args=())
+def _reciprocal(q: Tensor, k: Tensor, v: Tensor, rho: Tensor, handle: Tensor, scale: float) -> Tensor:
+    """y (N, H, D) of q (scaled by 1/sqrt(D)), k, v (N, H, D) and rho (N, H); handle: the WavePlan's; scale: Å."""
+    with torch.autocast(q.device.type, enabled=False):
+        return reciprocal.forward(q, k, v, rho, reciprocal.PLANS.plan(handle), scale)
 
 
-def attend_reciprocal(
-    q: Tensor, k: Tensor, v: Tensor, rho: Tensor, plan: reciprocal.WavePlan, scale: float
-) -> Tensor:
-    """Reciprocal-space attention over a plan; shapes as in ``ops.periodic_attention``."""
-    scaled = q * (1.0 / math.sqrt(q.shape[-1]))
-    return ReciprocalAttention.apply(scaled, k, v, rho, plan, scale)  # type: ignore[no-any-return]  # apply is untyped
+@torch.library.custom_op("crystalformer::torch_reciprocal_backward", mutates_args=())
+def _reciprocal_backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, rho: Tensor, handle: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and rho; the forward is done again chunk by chunk."""
+    with torch.autocast(q.device.type, enabled=False):
+        return reciprocal.backward(dy, q, k, v, rho, reciprocal.PLANS.plan(handle), scale)
+
+
+@_reciprocal.register_fake
+def _reciprocal_shape(q: Tensor, k: Tensor, v: Tensor, rho: Tensor, handle: Tensor, scale: float) -> Tensor:
+    return torch.empty_like(v)
+
+
+@_reciprocal_backward.register_fake
+def _reciprocal_backward_shapes(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, rho: Tensor, handle: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(rho)
+
+
+def _save_reciprocal(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401 - torch's context
+    *operands, ctx.scale = inputs
+    ctx.save_for_backward(*operands)
+
+
+def _differentiate_reciprocal(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's context
+    return *_reciprocal_backward(dy.contiguous(), *ctx.saved_tensors, ctx.scale), None, None
+
+
+_reciprocal.register_autograd(_differentiate_reciprocal, setup_context=_save_reciprocal)
+
+
+def attend_reciprocal(q: Tensor, k: Tensor, v: Tensor, rho: Tensor, handle: Tensor, scale: float) -> Tensor:
+    """Reciprocal-space attention over a WavePlan, by its handle; shapes as in ``ops.periodic_attention``."""
+    dtype = compute_dtype(q.dtype)
+    scaled = q.to(dtype) * (1.0 / math.sqrt(q.shape[-1]))
+    y: Tensor = _reciprocal(scaled, k.to(dtype).contiguous(), v.to(dtype).contiguous(), rho.to(dtype), handle, scale)
+    return y.to(q.dtype)
