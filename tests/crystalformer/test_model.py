@@ -362,3 +362,18 @@ def test_geometry_stays_double_whatever_the_models_dtype():
 def test_predictions_repeat_bit_for_bit():
     model = Crystalformer(ModelConfig(**SMALL))
     assert np.array_equal(predict(model.eval(), *golden_crystals()), predict(model, *golden_crystals()))
+
+
+def test_embedding_gradients_repeat_bit_for_bit_with_two_threads():
+    """Atoms of one element add to one row: in a fixed order, however many threads (indexing adds in any order)."""
+    species = [(0, 30, 0.25), (0, 12, 0.75), (3, 30, 0.5), (3, 12, 0.5)]
+    batch = with_disorder(golden_crystals() * 100, species)
+    model = Crystalformer(ModelConfig(num_layers=1))
+    dx = torch.randn(batch.num_atoms, 128)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = [torch.autograd.grad((model.embed(batch) * dx).sum(), model.embedding)[0] for _ in range(10)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(again, found[0]) for again in found)
