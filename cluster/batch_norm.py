@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+from cluster.collective import differentiable_sum
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
@@ -19,15 +20,15 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         if not self.training or not dist.is_initialized():
             local: Tensor = super().forward(x)
             return local
-        count = x.new_full((1,), float(len(x)))
-        total, squares, count = all_reduce(torch.cat([x.sum(0), x.square().sum(0), count])).split(
-            [x.shape[1], x.shape[1], 1]
-        )
+        # float64: the mean of squares less the square of the mean loses digits, and bfloat16 cannot count to 257.
+        wide = x.double()
+        sums = torch.cat([wide.sum(0), wide.square().sum(0), wide.new_tensor([len(x)])])
+        total, squares, count = differentiable_sum(sums).split([x.shape[1], x.shape[1], 1])
         mean = total / count
-        variance = squares / count - mean.square()
+        variance = (squares / count - mean.square()).clamp_min(0)
         self._track(mean.detach(), variance.detach() * count / (count - 1).clamp_min(1))
-        normalized = (x - mean) * torch.rsqrt(variance + self.eps)
-        output: Tensor = normalized * self.weight + self.bias
+        normalized = ((wide - mean) * torch.rsqrt(variance + self.eps)).to(self.weight.dtype)
+        output: Tensor = (normalized * self.weight + self.bias).to(x.dtype)
         return output
 
     @torch.no_grad()
@@ -37,8 +38,8 @@ class GlobalBatchNorm(nn.BatchNorm1d):
             return
         self.num_batches_tracked.add_(1)
         share = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
 def make_global(module: nn.Module) -> None:
