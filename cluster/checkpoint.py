@@ -85,39 +85,29 @@ _TENSORS = ("weights", "moments", "average", "best_weights")
 def write_checkpoint(folder: Path, state: TrainState, settings: Mapping[str, Any]) -> None:
     """Write ``state`` into ``folder``; state.json comes last, so a folder without it is no checkpoint.
 
-    ``settings`` are the run's, kept for whoever reads the folder.
+    It vouches for every file that lies in the folder then, an outcome's among them, and for itself. ``settings`` are
+    the run's, kept for whoever reads the folder.
     """
-    digests = {}
     for name in _TENSORS:
-        content = save({key: value.contiguous() for key, value in getattr(state, name).items()})
-        (folder / f"{name}.safetensors").write_bytes(content)
-        digests[name] = hashlib.sha256(content).hexdigest()
+        (folder / f"{name}.safetensors").write_bytes(_pack(getattr(state, name)))
     record = {
         "format_version": FORMAT_VERSION,
         "position": asdict(state.position),
         "optimizer_step": state.optimizer_step,
         "average_count": state.average_count,
         "best": None if state.best is None else asdict(state.best),
-        "sha256": digests,
+        "sha256": {file.name: _digest(file.read_bytes()) for file in sorted(folder.iterdir()) if file.is_file()},
         "settings": dict(settings),
     }
     partial = folder / f".{STATE}.partial"
-    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    partial.write_text(json.dumps(record | {"sha256_of_this": _record_digest(record)}, indent=1), encoding="utf-8")
     partial.replace(folder / STATE)
 
 
 def read_checkpoint(folder: Path) -> TrainState:
     """The state in ``folder``. CheckpointError says which file is missing, altered or of another version."""
-    try:
-        record = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} holds no {STATE}: its writing was cut short") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder / STATE} is damaged: {error}") from error
-    if record.get("format_version") != FORMAT_VERSION:
-        version = record.get("format_version")
-        raise CheckpointError(f"{folder} has format {version!r}, this code reads {FORMAT_VERSION}")
-    tensors = {name: _read_tensors(folder / f"{name}.safetensors", record["sha256"][name]) for name in _TENSORS}
+    record = _read_record(folder)
+    tensors = {name: load(_read_file(folder, f"{name}.safetensors", record)) for name in _TENSORS}
     best = record["best"]
     return TrainState(
         position=Position(**record["position"]),
@@ -128,33 +118,64 @@ def read_checkpoint(folder: Path) -> TrainState:
     )
 
 
-def _read_tensors(path: Path, digest: str) -> Tensors:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing") from error
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise CheckpointError(f"{path} is damaged: its SHA-256 differs from the one in {STATE}")
-    tensors: Tensors = load(content)
-    return tensors
-
-
 def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Write what a finished run has found into its last checkpoint's folder."""
+    """Write what a finished run has found into its last checkpoint's folder, before the checkpoint itself."""
     for name, weights in outcome.models.items():
-        (folder / f"model-{name}.safetensors").write_bytes(save({k: v.contiguous() for k, v in weights.items()}))
-    (folder / PREDICTIONS).write_bytes(save({k: v.contiguous() for k, v in outcome.predictions.items()}))
+        (folder / f"model-{name}.safetensors").write_bytes(_pack(weights))
+    (folder / PREDICTIONS).write_bytes(_pack(outcome.predictions))
     record = {"facts": dict(outcome.facts), "models": list(outcome.models)}
     (folder / OUTCOME).write_text(json.dumps(record), encoding="utf-8")
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """The outcome in a checkpoint's folder; None where the run had not finished."""
-    if not (folder / OUTCOME).is_file():
+    """The outcome in a checkpoint's folder; None where the run had not finished. CheckpointError as above."""
+    record = _read_record(folder)
+    if OUTCOME not in record["sha256"]:
         return None
-    record = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+    outcome = json.loads(_read_file(folder, OUTCOME, record))
     return Outcome(
-        facts=record["facts"],
-        models={name: load((folder / f"model-{name}.safetensors").read_bytes()) for name in record["models"]},
-        predictions=load((folder / PREDICTIONS).read_bytes()),
+        facts=outcome["facts"],
+        models={name: load(_read_file(folder, f"model-{name}.safetensors", record)) for name in outcome["models"]},
+        predictions=load(_read_file(folder, PREDICTIONS, record)),
     )
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """state.json, which must be whole and of this version."""
+    path = folder / STATE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} holds no {STATE}: its writing was cut short") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{folder} has format {version!r}, this code reads {FORMAT_VERSION}")
+    if record.pop("sha256_of_this", None) != _record_digest(record):
+        raise CheckpointError(f"{path} is damaged: it differs from its own SHA-256")
+    return dict(record)
+
+
+def _read_file(folder: Path, name: str, record: Mapping[str, Any]) -> bytes:
+    path = folder / name
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    if _digest(content) != record["sha256"].get(name):
+        raise CheckpointError(f"{path} is damaged: its SHA-256 differs from the one in {STATE}")
+    return content
+
+
+def _pack(tensors: Tensors) -> bytes:
+    content: bytes = save({name: value.contiguous() for name, value in tensors.items()})
+    return content
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _record_digest(record: Mapping[str, Any]) -> str:
+    return _digest(json.dumps(record, sort_keys=True).encode())

@@ -17,7 +17,9 @@ OWNED = {
     "gradient_clipping": "--clip_norm",
     "optimizer": "--optimizer, --lr, --adam_betas and --weight_decay",
     "scheduler": "--lr_sch and --sch_params",
+    "amp": "--precision",
     "bf16": "--precision",
+    "bfloat16": "--precision",
     "fp16": "--precision",
     "torch_autocast": "--precision",
     "zero_optimization.stage": "--zero_stage",
@@ -35,6 +37,8 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
         "gradient_clipping": config.optim.clip_norm if config.scale.zero_stage > 0 else 0.0,
         "zero_optimization": {"stage": config.scale.zero_stage},
         "zero_allow_untested_optimizer": True,
+        # Offloading works with torch's AdamW; DeepSpeed's own for the CPU takes a compiler.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
     if config.scale.zero_stage == 3:
@@ -43,7 +47,7 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
     if config.scale.precision == "bf16":
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     if config.scale.deepspeed is not None:
-        _overlay(settings, read_overlay(config.scale.deepspeed), config.scale.deepspeed, "")
+        _overlay(settings, read_overlay(config.scale.deepspeed))
     return settings
 
 
@@ -57,6 +61,8 @@ def read_overlay(path: str) -> dict[str, Any]:
         raise UserError(f"deepspeed: {path}: line {error.lineno}: {error.msg}") from error
     if not isinstance(values, dict):
         raise UserError(f"deepspeed: {path}: must be a JSON object, got {type(values).__name__}")
+    if not isinstance(values.get("zero_optimization", {}), dict):
+        raise UserError(f"deepspeed: {path}: zero_optimization must be a JSON object; its stage is --zero_stage")
     for key in _dotted(values):
         for owned, option in OWNED.items():
             if key == owned or key.startswith(owned + "."):
@@ -71,9 +77,9 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _overlay(settings: dict[str, Any], values: Mapping[str, Any], path: str, prefix: str) -> None:
+def _overlay(settings: dict[str, Any], values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, Mapping) and isinstance(settings.get(key), dict):
-            _overlay(settings[key], value, path, f"{prefix}{key}.")
+            _overlay(settings[key], value)
         else:
             settings[key] = value

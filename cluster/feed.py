@@ -26,11 +26,15 @@ class TargetScaling:
 
     @classmethod
     def fit(cls, values: npt.NDArray[np.float64], mode: str) -> TargetScaling:
-        """Mean and population std of the train split's values (n, T), as far as ``normalize_targets`` says."""
+        """Mean and population std of the train split's values (n, T), as far as ``normalize_targets`` says.
+
+        A target of one value everywhere keeps the scale 1.
+        """
         targets = values.shape[1]
         scale = values.std(0) if "scale" in mode else np.ones(targets)
         bias = values.mean(0) if "bias" in mode else np.zeros(targets)
-        return cls(scale=tuple(np.where(scale > 0, scale, 1.0).tolist()), bias=tuple(bias.tolist()))
+        spread = np.ptp(values, axis=0) > 0  # the std of equal values is not always exactly 0
+        return cls(scale=tuple(np.where(spread, scale, 1.0).tolist()), bias=tuple(bias.tolist()))
 
     def normalize(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """(n, T) values in units to normalized ones."""

@@ -35,7 +35,7 @@ from cluster.checkpoint import (
 from cluster.collective import all_reduce
 from cluster.config import TrainConfig
 from cluster.coordination import Coordinator, Order
-from cluster.dealing import deal, global_batches
+from cluster.dealing import deal, global_batches, micro_batches
 from cluster.engine import AveragedWeights, Engine, OptimizerState, learning_rate
 from cluster.evaluation import Evaluation, evaluate
 from cluster.feed import Feed, TargetScaling
@@ -208,9 +208,8 @@ class Worker:
     def _parts(self, batch: IntArray) -> list[tuple[CrystalBatch, Tensor]]:
         """This worker's share of a global batch, in as many parts as gradients are accumulated over."""
         feed = self._feeds["train"]
-        mine = deal(batch, feed.costs[batch], self._place.world_size)[self._place.rank]
-        parts = deal(mine, feed.costs[mine], self._config.optim.gradient_accumulation)
-        return [feed.batch(rows, self._place.device) for rows in parts]
+        parts = micro_batches(batch, feed.costs, self._place.world_size, self._config.optim.gradient_accumulation)
+        return [feed.batch(part[self._place.rank], self._place.device) for part in parts]
 
     def _take_average(self) -> None:
         if self._average is None:

@@ -20,18 +20,21 @@ from data_pipeline.table import StructureTable
 
 IntArray = npt.NDArray[np.int64]
 
-FORMAT = "1"
+FORMAT = "2"
 _CHUNK = 512
 
 SCHEMA = pa.schema(
     [
-        pa.field("rows_an_atom", pa.list_(pa.int32())),
-        pa.field("neighbor", pa.list_(pa.int32())),
-        pa.field("distance", pa.list_(pa.float32())),
-        pa.field("count", pa.list_(pa.int16())),
+        pa.field("rows_an_atom", pa.large_list(pa.int32())),
+        pa.field("neighbor", pa.large_list(pa.int32())),
+        pa.field("distance", pa.large_list(pa.float32())),
+        pa.field("count", pa.large_list(pa.int16())),
     ]
 )
-"""A row a crystal: shells of each atom (n,), then all shells (S,): atom j, Å, images."""
+"""A row a crystal: shells of each atom (n,), then all shells (S,): atom j, Å, images.
+
+Offsets are 64 bits wide: a column is one chunk, which alone is read without copying, and may hold over 2^31 shells.
+"""
 
 
 def build_shells(structures: StructureTable, radius: float) -> pa.Table:
@@ -40,7 +43,7 @@ def build_shells(structures: StructureTable, radius: float) -> pa.Table:
         _build_chunk(structures, np.arange(start, min(start + _CHUNK, structures.num_rows)), radius)
         for start in range(0, structures.num_rows, _CHUNK)
     ]
-    return pa.Table.from_batches(chunks, SCHEMA)
+    return pa.Table.from_batches(chunks, SCHEMA).combine_chunks()
 
 
 def _build_chunk(structures: StructureTable, rows: IntArray, radius: float) -> pa.RecordBatch:
@@ -59,23 +62,22 @@ def _build_chunk(structures: StructureTable, rows: IntArray, radius: float) -> p
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
-def _list_column(parts: list[npt.NDArray[np.generic]], value_type: pa.DataType) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int32)
+def _list_column(parts: list[npt.NDArray[np.generic]], value_type: pa.DataType) -> pa.LargeListArray:
+    offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
     values = pa.array(np.concatenate(parts).astype(value_type.to_pandas_dtype()), value_type)
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), values)
 
 
 def cached_shells(folder: Path, split: str, structures: StructureTable, radius: float, fingerprint: str) -> pa.Table:
     """The shells of a split from ``folder/shells``, built and written there on first use; memory-mapped.
 
-    ``fingerprint`` identifies the prepared data; a file made from other data is replaced.
+    ``fingerprint`` identifies the prepared data; a file made from other data, or a damaged one, is replaced.
     """
     path = folder / "shells" / f"{split}-{radius:.4f}.arrow"
     identity = {b"format": FORMAT.encode(), b"data": fingerprint.encode(), b"rows": str(structures.num_rows).encode()}
-    if path.is_file():
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        if table.schema.metadata == identity:
-            return table
+    kept = _read(path, identity)
+    if kept is not None:
+        return kept
     table = build_shells(structures, radius).replace_schema_metadata(identity)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
@@ -83,6 +85,15 @@ def cached_shells(folder: Path, split: str, structures: StructureTable, radius: 
         writer.write_table(table)
     partial.replace(path)
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def _read(path: Path, identity: dict[bytes, bytes]) -> pa.Table | None:
+    """The memory-mapped table, or None where there is none of that identity."""
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
+    return table if table.schema.metadata == identity else None
 
 
 class ShellTable:
