@@ -73,12 +73,15 @@ class Block:
 class BlockPlan:
     """The blocks of a batch and the list they draw from.
 
-    order (N,): plan position -> atom; inverse (N,) the other way. first, size (N,): where the atom's crystal starts
-    in plan order and its atoms. row_start, row_count (N,): an atom's rows of ``shells``, in plan order.
-    column (S,): float64, sorted: distance + 1e4 Å times the atom.
+    neighbor, distance, count (S,): of the list (PackedShells); the list itself keeps the plan, so the plan must not
+    keep the list, or neither would go with the batch. order (N,): plan position -> atom; inverse (N,) the other way.
+    first, size (N,): where the atom's crystal starts in plan order and its atoms. row_start, row_count (N,): an
+    atom's rows of the list, in plan order. column (S,): float64, sorted: distance + 1e4 Å times the atom.
     """
 
-    shells: PackedShells
+    neighbor: Tensor
+    distance: Tensor
+    count: Tensor
     dtype: torch.dtype
     order: Tensor
     inverse: Tensor
@@ -92,7 +95,8 @@ class BlockPlan:
 
     def rows_needed(self, radius: Tensor) -> list[int]:
         """Rows of each block so that every atom has all shells within its ``radius`` (N,), plan order, Å."""
-        ends = torch.searchsorted(self.column, self.order * _ATOM_STRIDE + radius.to(self.column), right=True)
+        reach = self.order.double() * _ATOM_STRIDE + radius.to(self.column)
+        ends = torch.searchsorted(self.column, reach, right=True)
         needed = (ends - self.row_start).tolist()
         return [
             min(block.limit, _round_up(max(needed[block.start : block.start + block.queries])))
@@ -128,9 +132,9 @@ class BlockPlan:
         inside = position < self.row_count[atoms, None]
         source = torch.where(inside, self.row_start[atoms, None] + position, 0)
         return BlockRows.of(
-            self.inverse[self.shells.neighbor[source]],
-            self.shells.distance[source].to(self.dtype),
-            self.shells.count[source].to(self.dtype),
+            self.inverse[self.neighbor[source]],
+            self.distance[source].to(self.dtype),
+            self.count[source].to(self.dtype),
             inside,
         )
 
@@ -166,7 +170,9 @@ def make_plan(batch: CrystalBatch, shells: PackedShells, dtype: torch.dtype) -> 
         torch.arange(len(counts), device=batch.device), tensor(counts), output_size=len(shells.distance)
     )
     return BlockPlan(
-        shells=shells,
+        neighbor=shells.neighbor,
+        distance=shells.distance,
+        count=shells.count,
         dtype=dtype,
         order=tensor(order),
         inverse=tensor(inverse),
@@ -174,7 +180,7 @@ def make_plan(batch: CrystalBatch, shells: PackedShells, dtype: torch.dtype) -> 
         size=tensor(np.repeat(ordered, ordered)),
         row_start=tensor(ptr[order]),
         row_count=tensor(counts[order]),
-        column=shells.distance + atom_of_row * _ATOM_STRIDE,
+        column=shells.distance.double() + atom_of_row.double() * _ATOM_STRIDE,
         blocks=_cut(ordered.tolist(), counts[order]),
     )
 
