@@ -77,7 +77,7 @@ class Progress:
     def update(self, row: Mapping[str, Any]) -> None:
         """Show the metrics row of an epoch that has ended; numbers that are missing or None are passed over."""
         epoch = int(row["epoch"])
-        self._show(epoch, epoch, "  ".join([*self._numbers(row), self._left(epoch)]))
+        self._show(epoch, epoch, "  ".join([*self._numbers(row), self._left(row)]))
 
     def step(self, epoch: int, done_steps: int, total_steps: int) -> None:
         """Show how far epoch ``epoch``, under way, has come."""
@@ -117,11 +117,14 @@ class Progress:
             texts.append(f"{row['structures_per_s']:.0f}{' structures/s' if self._wide else '/s'}")
         return texts
 
-    def _left(self, epoch: int) -> str:
-        """Time left at the mean pace since the start."""
-        done = max(epoch - self._first, 1)
-        seconds = (self._clock() - self._start) / done * max(self._epochs - epoch, 0)
-        return f"{timedelta(seconds=round(seconds))} left"
+    def _left(self, row: Mapping[str, Any]) -> str:
+        """Time left at the mean pace of the run's epochs, which leaves out the start; else since this began."""
+        epoch = int(row["epoch"])
+        if row.get("seconds") is not None:
+            pace = float(row["seconds"]) / max(epoch, 1)
+        else:
+            pace = (self._clock() - self._start) / max(epoch - self._first, 1)
+        return f"{timedelta(seconds=round(pace * max(self._epochs - epoch, 0)))} left"
 
 
 @contextmanager

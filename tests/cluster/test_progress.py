@@ -33,6 +33,14 @@ def test_a_plain_line_an_epoch():
     ]
 
 
+def test_time_left_goes_by_the_training_time_where_rows_tell_it():
+    clock, stream = Clock(), io.StringIO()
+    with Progress(10, UNITS, stream=stream, clock=clock) as progress:
+        clock.seconds += 500  # workers start
+        progress.update({"epoch": 2, "seconds": 6.0})
+    assert stream.getvalue() == "epoch 2/10  0:00:24 left\n"
+
+
 def test_time_left_of_a_resumed_run_counts_its_own_epochs():
     clock, stream = Clock(), io.StringIO()
     with Progress(20, UNITS, done_epochs=10, stream=stream, clock=clock) as progress:
