@@ -47,8 +47,8 @@ def deal(rows: IntArray, costs: IntArray, parts: int, *, at_least: int = 1) -> l
 def micro_batches(batch: IntArray, costs: IntArray, workers: int, accumulation: int) -> list[list[IntArray]]:
     """A global batch as [part that gradients accumulate over][worker], no worker without a row in any part.
 
-    ``costs`` are those of all rows, ``batch`` indexes them. The parts do not depend on the number of workers, so
-    neither does batch normalization, whose statistics are those of a part.
+    ``costs`` are those of all rows, ``batch`` indexes them. The parts are equally many rows and do not depend on the
+    number of workers, so neither does batch normalization, whose statistics are those of a part.
     """
-    parts = deal(batch, costs[batch], accumulation, at_least=workers)
+    parts = deal(batch, costs[batch], accumulation, at_least=len(batch) // accumulation)
     return [deal(part, costs[part], workers) for part in parts]
