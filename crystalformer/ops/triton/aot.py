@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from crystalformer.ops.triton import kernels
-from crystalformer.ops.triton.launch import POINTER_TYPES, precision_of
+from crystalformer.ops.triton.launch import POINTER_TYPES
 from crystalformer.ops.triton.tiles import Tiles, options
 
 TARGETS = {
@@ -47,10 +47,9 @@ class Resources:
 def compile_kernels(tiles: Tiles, target: str, dtype: str = "fp32") -> list[Resources]:
     """Compile the three kernels for ``target`` (a key of TARGETS); dtype: Triton's name of q's, k's and v's type."""
     gpu = TARGETS[target]
-    precision = precision_of(gpu.backend)
     jobs: list[tuple[Any, dict[str, Any], int]] = [
-        (kernels.forward_kernel, dict(tiles.forward_constants(precision)), tiles.forward_warps),
-        (kernels.query_backward_kernel, dict(tiles.query_constants(precision)), tiles.warps),
+        (kernels.forward_kernel, dict(tiles.forward_constants(gpu.backend)), tiles.forward_warps),
+        (kernels.query_backward_kernel, dict(tiles.query_constants(gpu.backend)), tiles.warps),
         (kernels.key_backward_kernel, dict(tiles.key_constants()), tiles.warps),
     ]
     return [_compile(kernel, constants, warps, target, dtype) for kernel, constants, warps in jobs]

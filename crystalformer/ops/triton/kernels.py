@@ -10,7 +10,9 @@ Legend of shapes (CAPITALS are compile-time constants)
     S rows of the whole list
     q, k, v, y (N, H, D) · rho, lse (N, H) · sums (H, N, K): radial features summed with the softmax weights
     row_start (N+1,) int64 · neighbor, partner, row_end int32 · distance (Å), log_count (base 2) float32, all (S,) but
-    row_end (N,): one past the last row within the atom's own reach
+    row_end (N,): one past the last row that the atom's own reach calls for
+    An atom's rows begin at a multiple of ALIGNED, the least tile height, and are filled up with rows without weight
+    (rows.py).
 """
 
 from __future__ import annotations
@@ -20,10 +22,22 @@ import triton.language as tl
 
 
 @triton.jit
-def radial_tile(distance: tl.tensor, basis: tl.tensor, step: tl.tensor, sharpness: tl.tensor) -> tl.tensor:
-    """(ROWS, len(basis)): Gaussians at (basis + 1) * step of distances (ROWS,), Å; sharpness -log2(e)/(2 width²)."""
-    offset = distance[:, None] - (basis + 1).to(tl.float32)[None, :] * step
-    return tl.exp2(offset * offset * sharpness)
+def program_part(
+    HEADS: tl.constexpr, FEATURES: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """A program's atom (int64) and heads (GROUP,), their columns in an atom's row, and which are no padding."""
+    head = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
+    feature = tl.arange(0, WIDTH)
+    columns = head[:, None] * FEATURES + feature[None, :]
+    inside = (head < HEADS)[:, None] & (feature < FEATURES)[None, :]
+    return tl.program_id(0).to(tl.int64), head, columns, inside
+
+
+@triton.jit
+def radial_tile(distance: tl.tensor, basis: tl.tensor, step: tl.tensor, inverse: tl.tensor) -> tl.tensor:
+    """(ROWS, len(basis)): Gaussians at (basis + 1) * step of distances (ROWS,), Å; inverse sqrt(log2(e)/2)/width."""
+    offset = (distance * inverse)[:, None] - ((basis + 1).to(tl.float32) * (step * inverse))[None, :]
+    return tl.exp2(-(offset * offset))
 
 
 @triton.jit
@@ -34,14 +48,17 @@ def load_rows(
     first: tl.tensor,
     row: tl.tensor,
     count: tl.tensor,
+    MASKED: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """neighbor, distance and log_count of an atom's rows (ROWS,); those past its count get the logit -inf.
 
-    What is read past the end is another atom's row or the list's padding (rows.py): valid, and without weight.
+    Counts are whole tiles of the least height, so only higher tiles can go past the end: there lie other atoms' rows.
     """
     neighbor = tl.load(neighbor_ptr + first + row)
     distance = tl.load(distance_ptr + first + row)
-    log_count = tl.where(row < count, tl.load(log_count_ptr + first + row), float("-inf"))
+    log_count = tl.load(log_count_ptr + first + row)
+    if MASKED:
+        log_count = tl.where(row < count, log_count, float("-inf"))
     return neighbor, distance, log_count
 
 
@@ -86,7 +103,7 @@ def forward_kernel(  # noqa: PLR0913 - a kernel takes its operands one by one
     decay: tl.tensor,
     reach_scale: tl.tensor,
     step: tl.tensor,
-    sharpness: tl.tensor,
+    inverse: tl.tensor,
     HEADS: tl.constexpr,
     FEATURES: tl.constexpr,
     BASES: tl.constexpr,
@@ -95,19 +112,17 @@ def forward_kernel(  # noqa: PLR0913 - a kernel takes its operands one by one
     BASIS: tl.constexpr,
     ALL_HEADS: tl.constexpr,
     ROWS: tl.constexpr,
+    ALIGNED: tl.constexpr,
     PADDED: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
     """y = sum p v and sums = sum p b(d) of one atom and head group, by one online softmax over its shell rows.
 
     Row t of atom i has the base-2 logit score_scale q_i k_j - decay rho_i d² + log2 count. The atom's reach is
-    reach_scale / sqrt(its smallest rho), Å. Also keeps lse (base 2) and row_end for the backward.
+    reach_scale / sqrt(its smallest rho), Å; the tile in which it ends counts whole. Also keeps lse (base 2) and
+    row_end for the backward.
     """
-    atom = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
-    feature = tl.arange(0, WIDTH)
-    columns = head[:, None] * FEATURES + feature[None, :]
-    inside = (head < HEADS)[:, None] & (feature < FEATURES)[None, :]
+    atom, head, columns, inside = program_part(HEADS, FEATURES, GROUP, WIDTH)
     own = atom * (HEADS * FEATURES) + columns
     q = tl.load(q_ptr + own, mask=inside, other=0.0).to(tl.float32) * score_scale
     slope = tl.load(rho_ptr + atom * HEADS + head, mask=head < HEADS, other=1.0) * decay
@@ -115,13 +130,14 @@ def forward_kernel(  # noqa: PLR0913 - a kernel takes its operands one by one
     every_head = tl.arange(0, ALL_HEADS)
     rho = tl.load(rho_ptr + atom * HEADS + every_head, mask=every_head < HEADS, other=float("inf"))
     reach = reach_scale / tl.sqrt(tl.min(rho, axis=0))
-    first = tl.load(row_start_ptr + atom)
+    first = tl.multiple_of(tl.load(row_start_ptr + atom), ALIGNED)
     listed = (tl.load(row_start_ptr + atom + 1) - first).to(tl.int32)
     count = 0
     for start in range(0, listed, 128):
         row = start + tl.arange(0, 128)
         near = tl.load(distance_ptr + first + row, mask=row < listed, other=float("inf")) <= reach
         count += tl.sum(near.to(tl.int32), axis=0)
+    count = (count + (ALIGNED - 1)) // ALIGNED * ALIGNED
 
     top = tl.full((GROUP,), float("-inf"), tl.float32)
     total = tl.zeros((GROUP,), tl.float32)
@@ -132,7 +148,9 @@ def forward_kernel(  # noqa: PLR0913 - a kernel takes its operands one by one
     tile = tl.arange(0, ROWS)
     for start in range(0, count, ROWS):
         row = start + tile
-        neighbor, distance, log_count = load_rows(neighbor_ptr, distance_ptr, log_count_ptr, first, row, count)
+        neighbor, distance, log_count = load_rows(
+            neighbor_ptr, distance_ptr, log_count_ptr, first, row, count, ROWS > ALIGNED
+        )
         key = load_atoms(k_ptr, neighbor, columns, inside, HEADS, FEATURES, PADDED)
         logit = tl.sum(key * q[None, :, :], axis=2) + log_count[:, None]
         logit -= (distance * distance)[:, None] * slope[None, :]
@@ -143,7 +161,7 @@ def forward_kernel(  # noqa: PLR0913 - a kernel takes its operands one by one
         total = total * shrink + tl.sum(p, axis=0)
         y = y * shrink[:, None] + tl.sum(p[:, :, None] * value, axis=0)
         if BASIS > 0:
-            features = radial_tile(distance, basis, step, sharpness)
+            features = radial_tile(distance, basis, step, inverse)
             sums = tl.dot(tl.trans(features), p, acc=sums * shrink[None, :], input_precision=PRECISION)
         top = new_top
 
@@ -185,7 +203,7 @@ def query_backward_kernel(  # noqa: PLR0913 - a kernel takes its operands one by
     score_scale: tl.tensor,
     decay: tl.tensor,
     step: tl.tensor,
-    sharpness: tl.tensor,
+    inverse: tl.tensor,
     HEADS: tl.constexpr,
     FEATURES: tl.constexpr,
     BASES: tl.constexpr,
@@ -193,6 +211,7 @@ def query_backward_kernel(  # noqa: PLR0913 - a kernel takes its operands one by
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
+    ALIGNED: tl.constexpr,
     PADDED: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
@@ -200,11 +219,7 @@ def query_backward_kernel(  # noqa: PLR0913 - a kernel takes its operands one by
 
     dlogit = p (dy_i v_j + dsums_i b(d) - delta_i), delta_i = dy_i y_i + dsums_i sums_i, natural units.
     """
-    atom = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
-    feature = tl.arange(0, WIDTH)
-    columns = head[:, None] * FEATURES + feature[None, :]
-    inside = (head < HEADS)[:, None] & (feature < FEATURES)[None, :]
+    atom, head, columns, inside = program_part(HEADS, FEATURES, GROUP, WIDTH)
     own = atom * (HEADS * FEATURES) + columns
     q = tl.load(q_ptr + own, mask=inside, other=0.0).to(tl.float32) * score_scale
     dy = tl.load(dy_ptr + own, mask=inside, other=0.0).to(tl.float32)
@@ -222,12 +237,14 @@ def query_backward_kernel(  # noqa: PLR0913 - a kernel takes its operands one by
 
     dq = tl.zeros((GROUP, WIDTH), tl.float32)
     dslope = tl.zeros((GROUP,), tl.float32)
-    first = tl.load(row_start_ptr + atom)
+    first = tl.multiple_of(tl.load(row_start_ptr + atom), ALIGNED)
     count = tl.load(row_end_ptr + atom) - first.to(tl.int32)
     tile = tl.arange(0, ROWS)
     for start in range(0, count, ROWS):
         row = start + tile
-        neighbor, distance, log_count = load_rows(neighbor_ptr, distance_ptr, log_count_ptr, first, row, count)
+        neighbor, distance, log_count = load_rows(
+            neighbor_ptr, distance_ptr, log_count_ptr, first, row, count, ROWS > ALIGNED
+        )
         key = load_atoms(k_ptr, neighbor, columns, inside, HEADS, FEATURES, PADDED)
         value = load_atoms(v_ptr, neighbor, columns, inside, HEADS, FEATURES, PADDED)
         squared = (distance * distance)[:, None]
@@ -238,16 +255,18 @@ def query_backward_kernel(  # noqa: PLR0913 - a kernel takes its operands one by
             for chunk in range(0, BASES, CHUNK):
                 kept = (head < HEADS)[None, :] & (chunk + basis < BASES)[:, None]
                 part = tl.load(dsums_ptr + place + chunk, mask=kept, other=0.0)
-                features = radial_tile(distance, chunk + basis, step, sharpness)
+                features = radial_tile(distance, chunk + basis, step, inverse)
                 dp = tl.dot(features, part, acc=dp, input_precision=PRECISION)
         elif BASES > 0:
-            features = radial_tile(distance, basis, step, sharpness)
+            features = radial_tile(distance, basis, step, inverse)
             dp += tl.dot(features, dsums, input_precision=PRECISION)
         dlogit = p * (dp - delta[None, :])
         dq += tl.sum(dlogit[:, :, None] * key, axis=0)
         dslope += tl.sum(dlogit * squared, axis=0)
         target = weights_ptr + first * (2 * HEADS) + row[:, None] * (2 * HEADS) + head[None, :]
-        kept_row = (row < count)[:, None] & (head < HEADS)[None, :]
+        kept_row = (head < HEADS)[None, :]
+        if ROWS > ALIGNED:
+            kept_row = (row < count)[:, None] & kept_row
         tl.store(target, p, mask=kept_row)
         tl.store(target + HEADS, dlogit, mask=kept_row)
 
@@ -277,27 +296,26 @@ def key_backward_kernel(  # noqa: PLR0913 - a kernel takes its operands one by o
     GROUP: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
+    ALIGNED: tl.constexpr,
     PADDED: tl.constexpr,
 ) -> None:
     """dk_j = sum dlogit q_i / sqrt(D) and dv_j = sum p dy_i over the atoms i that see j: j's own list, transposed.
 
     Row s = (j, i, d) of the list has its partner row (i, j, d); it counts where that lies within i's reach.
     """
-    atom = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * GROUP + tl.arange(0, GROUP)
-    feature = tl.arange(0, WIDTH)
-    columns = head[:, None] * FEATURES + feature[None, :]
-    inside = (head < HEADS)[:, None] & (feature < FEATURES)[None, :]
+    atom, head, columns, inside = program_part(HEADS, FEATURES, GROUP, WIDTH)
     dk = tl.zeros((GROUP, WIDTH), tl.float32)
     dv = tl.zeros((GROUP, WIDTH), tl.float32)
-    first = tl.load(row_start_ptr + atom)
+    first = tl.multiple_of(tl.load(row_start_ptr + atom), ALIGNED)
     listed = (tl.load(row_start_ptr + atom + 1) - first).to(tl.int32)
     tile = tl.arange(0, ROWS)
     for start in range(0, listed, ROWS):
         row = start + tile
         query = tl.load(neighbor_ptr + first + row)
         partner = tl.load(partner_ptr + first + row)
-        used = (row < listed) & (partner < tl.load(row_end_ptr + query))
+        used = partner < tl.load(row_end_ptr + query)
+        if ROWS > ALIGNED:
+            used = used & (row < listed)
         if tl.max(used.to(tl.int32), axis=0) > 0:
             source = weights_ptr + partner.to(tl.int64)[:, None] * (2 * HEADS) + head[None, :]
             kept = used[:, None] & (head < HEADS)[None, :]

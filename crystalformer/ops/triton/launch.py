@@ -41,15 +41,6 @@ POINTER_TYPES = {
 """Element types of the kernels' arrays; those not listed have q's."""
 
 
-def precision_of(backend: str) -> str:
-    """tl.dot's input_precision: float32 accuracy either way.
-
-    NVIDIA's matrix units take float32 as three tf32 products. "ieee" there means scalar products whose operands fill
-    the registers: the query pass spilled 96 bytes at K = 64 and 608 at K = 128 (sm_90, one warp), none with tf32x3.
-    """
-    return "tf32x3" if backend == "cuda" else "ieee"
-
-
 def available() -> bool:
     """Whether the kernels can run in this process: an NVIDIA GPU of compute capability 8.0 or an AMD one is there."""
     if INTERPRETED or not torch.cuda.is_available():
@@ -169,8 +160,8 @@ def moments(  # noqa: PLR0913 - an operator takes its operands one by one
             LOG2_E / (2.0 * scale**2),
             cutoff_sigmas * scale,
             step,
-            -0.5 * LOG2_E / width**2,
-            **tiles.forward_constants(_precision()),
+            math.sqrt(0.5 * LOG2_E) / width,
+            **tiles.forward_constants(_backend()),
             **options(tiles.forward_warps),
         )
     return y, sums, lse, row_end
@@ -223,13 +214,13 @@ def moments_backward(  # noqa: PLR0913 - an operator takes its operands one by o
     weights = q.new_empty((len(neighbor), 2, heads), dtype=torch.float32)
     tiles = Tiles.fitting(heads, features, sums.shape[2])
     score_scale = LOG2_E / math.sqrt(features)
-    numbers = (n, score_scale, LOG2_E / (2.0 * scale**2), step, -0.5 * LOG2_E / width**2)
+    numbers = (n, score_scale, LOG2_E / (2.0 * scale**2), step, math.sqrt(0.5 * LOG2_E) / width)
     listed = (row_start, neighbor, distance, log_count)
     kept = (y, sums, lse, row_end, dy, dsums)
     with _on(q.device):
         kernels.query_backward_kernel[(n, tiles.groups)](
             *(q, k, v, rho, *listed, *kept, dq, drho, weights, *numbers),
-            **tiles.query_constants(_precision()),
+            **tiles.query_constants(_backend()),
             **options(tiles.warps),
         )
         kernels.key_backward_kernel[(n, tiles.groups)](
@@ -275,8 +266,9 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
-def _precision() -> str:
-    return precision_of("cuda" if torch.version.hip is None and not INTERPRETED else "hip")
+def _backend() -> str:
+    """Triton's name of what runs the kernels; the interpreter multiplies float32 exactly, as AMD's GPUs do."""
+    return "cuda" if torch.version.hip is None and not INTERPRETED else "hip"
 
 
 def _on(device: torch.device) -> torch.cuda.device:

@@ -10,16 +10,22 @@ from torch import Tensor
 from crystalformer.batch import PackedShells
 from crystalformer.ops.triton.tiles import TILE_ROWS
 
-PADDING = TILE_ROWS[-1]
-"""Rows of atom 0 at the end of the list: a tile may read past the last atom's rows, which then weigh nothing."""
+NO_DISTANCE = 1e4
+"""Å, of rows that fill up: beyond every reach, and its square is finite in float32."""
+
+NO_PARTNER = 2**31 - 1
+"""Of rows that fill up: past every atom's end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """S rows and PADDING more. start (N+1,) int64; neighbor, partner int32; distance (Å), log_count (base 2) float32.
+    """The shells, atom by atom and nearest first, as S rows: each atom's are filled up to a multiple of TILE_ROWS[0].
 
+    start (N+1,) int64; neighbor, partner (S,) int32; distance (S,) Å and log_count (S,) base 2, float32.
     partner: where the row (i, j, d) is found the other way round, as (j, i, d). The list is symmetric, so dk and dv
     are sums over j's own rows of what i's row at ``partner`` holds.
+    Filling rows have neighbor 0, NO_DISTANCE, NO_PARTNER and log_count -inf. S is an upper bound that needs no number
+    from the GPU; a tile may read up to TILE_ROWS[-1] rows past the last atom's.
     """
 
     start: Tensor
@@ -38,28 +44,31 @@ def rows_of(shells: PackedShells) -> Rows:
 
 
 def _derive(shells: PackedShells) -> Rows:
-    size = len(shells.neighbor)
-    if size + PADDING >= 2**31:
-        raise ValueError(f"triton backend: the shell list must have fewer than 2**31 rows, got {size}")
+    size, atoms = len(shells.neighbor), len(shells.ptr) - 1
+    least = TILE_ROWS[0]
+    total = size + (least - 1) * atoms + TILE_ROWS[-1]
+    if total >= NO_PARTNER:
+        raise ValueError(f"triton backend: the shell list must have fewer than 2**31 rows, got {total}")
+    counts = shells.ptr.diff()
+    atom = torch.repeat_interleave(torch.arange(atoms, device=counts.device), counts, output_size=size)
+    start = torch.nn.functional.pad(((counts + (least - 1)) // least * least).cumsum(0), (1, 0))
+    place = torch.arange(size, device=counts.device) + (start[:-1] - shells.ptr[:-1])[atom]
+
+    def spread(values: Tensor, fill: float, dtype: torch.dtype) -> Tensor:
+        rows = torch.full((total,), fill, dtype=dtype, device=counts.device)
+        return rows.scatter_(0, place, values.to(dtype))
+
     return Rows(
-        start=shells.ptr.to(torch.int64),
-        neighbor=_padded(shells.neighbor, torch.int32),
-        partner=_padded(_partner(shells.ptr, shells.neighbor), torch.int32),
-        distance=_padded(shells.distance, torch.float32),
-        log_count=_padded(shells.count.to(torch.float32).log2(), torch.float32),
+        start=start,
+        neighbor=spread(shells.neighbor, 0, torch.int32),
+        partner=spread(place[_partner(atom, shells.neighbor)], NO_PARTNER, torch.int32),
+        distance=spread(shells.distance, NO_DISTANCE, torch.float32),
+        log_count=spread(shells.count.to(torch.float32).log2(), float("-inf"), torch.float32),
     )
 
 
-def _partner(ptr: Tensor, neighbor: Tensor) -> Tensor:
+def _partner(atom: Tensor, neighbor: Tensor) -> Tensor:
     """(S,) row of (j, i, d) for every row (i, j, d): two stable sorts, since every pair's rows are in order of d."""
-    size = len(neighbor)
-    atom = torch.repeat_interleave(
-        torch.arange(len(ptr) - 1, device=ptr.device, dtype=torch.int32), ptr.diff(), output_size=size
-    )
     by_neighbor = neighbor.to(torch.int32).sort(stable=True).indices  # order of (j, i, d)
-    by_atom = by_neighbor[atom[by_neighbor].sort(stable=True).indices]  # order of (i, j, d)
+    by_atom = by_neighbor[atom[by_neighbor].to(torch.int32).sort(stable=True).indices]  # order of (i, j, d)
     return torch.empty_like(by_atom).scatter_(0, by_atom, by_neighbor)
-
-
-def _padded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.nn.functional.pad(values.to(dtype), (0, PADDING))

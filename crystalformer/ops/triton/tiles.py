@@ -9,17 +9,17 @@ PROGRAM_WIDTH = 128
 leaving a thread. Wider models take several programs an atom, each a group of whole heads."""
 
 TILE_ROWS = (16, 32, 64, 128)
-"""A matrix product needs 16; the shell list has 128 rows of padding (rows.py)."""
+"""A matrix product needs 16, and each atom's rows are filled up to that (rows.py)."""
 
 MAX_GROUP = 16
-"""Heads of a program at most: scores are (rows x heads), and 32 heads of 4 features spilled."""
+"""Heads of a program at most: scores are (rows x heads), and 32 heads of 4 features filled the registers."""
 
 MAX_CHUNK = 64
 """Radial bases that the query pass can hold beside its gathered keys and values."""
 
 MAX_FEATURES = 256
 MAX_BASES = 512
-"""Limits of D and K. Up to here every kernel compiles without spills for the GPUs that aot.py names."""
+"""Limits of D and K: up to here the largest, oddest and usual sizes compile without spills (test_aot.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,9 @@ class Tiles:
     @property
     def chunk(self) -> int:
         """CHUNK: all of K up to 64 at once, more of them piece by piece."""
-        return max(16, self.basis) if self.basis <= MAX_CHUNK else MAX_CHUNK // 2
+        if self.basis <= MAX_CHUNK:
+            return max(16, self.basis)
+        return MAX_CHUNK // 2 if self.group < MAX_GROUP else MAX_CHUNK // 4
 
     def key_constants(self) -> dict[str, int | bool]:
         """Compile-time arguments of key_backward_kernel."""
@@ -87,22 +89,34 @@ class Tiles:
             "GROUP": self.group,
             "WIDTH": self.width,
             "ROWS": self.rows,
+            "ALIGNED": TILE_ROWS[0],
             "PADDED": self.width != self.features or self.heads % self.group != 0,
         }
 
-    def query_constants(self, precision: str) -> dict[str, int | bool | str]:
-        """Compile-time arguments of query_backward_kernel; precision is tl.dot's input_precision."""
-        return {**self.key_constants(), "BASES": self.bases, "CHUNK": self.chunk, "PRECISION": precision}
+    def query_constants(self, backend: str) -> dict[str, int | bool | str]:
+        """Compile-time arguments of query_backward_kernel; backend: Triton's name, "cuda" or "hip"."""
+        return {**self.key_constants(), "BASES": self.bases, "CHUNK": self.chunk, "PRECISION": precision_of(backend)}
 
-    def forward_constants(self, precision: str) -> dict[str, int | bool | str]:
+    def forward_constants(self, backend: str) -> dict[str, int | bool | str]:
         """Compile-time arguments of forward_kernel."""
         return {
             **self.key_constants(),
             "BASES": self.bases,
             "BASIS": self.basis,
             "ALL_HEADS": power_of_two(self.heads),
-            "PRECISION": precision,
+            "PRECISION": precision_of(backend),
         }
+
+
+def precision_of(backend: str) -> str:
+    """tl.dot's input_precision, of float32 accuracy: NVIDIA's matrix units take three tf32 products for one.
+
+    "ieee" there means scalar products, whose operands fill the registers: the query pass spilled 96 bytes at K = 64
+    and 608 at K = 128 (sm_90, one warp), none with "tf32x3". Splitting by hand, without tf32x3's checks for
+    infinities, saved 16 % of the forward's instructions but took 194 registers in place of 140. AMD's matrix units
+    multiply float32.
+    """
+    return "tf32x3" if backend == "cuda" else "ieee"
 
 
 _CHOSEN: dict[tuple[int, int, int], Tiles] = {}

@@ -42,8 +42,17 @@ def test_each_atom_stops_at_its_own_reach() -> None:
     reach = cases.CUTOFF_SIGMAS * case.scale / rho.amin(1).sqrt()
     for atom in range(len(q)):
         first, last = int(shells.ptr[atom]), int(shells.ptr[atom + 1])
-        assert int(end[atom]) - first == int((shells.distance[first:last].float() <= reach[atom]).sum())
-    assert int((end.long() < shells.ptr[1:]).sum()) > 0
+        near = int((shells.distance[first:last].float() <= reach[atom]).sum())
+        assert int(end[atom] - listed.start[atom]) == -(-near // 16) * 16
+    assert int((end.long() < listed.start[1:]).sum()) > 0
+
+
+@pytest.mark.parametrize("height", [32, 64])
+def test_other_tile_heights_give_the_same(height: int) -> None:
+    case = next(case for case in cases.CASES if case.name == "padded")
+    choose(replace(Tiles.fitting(case.heads, case.features, case.bases), rows=height))
+    errors = cases.worst_error(cases.kernels(case, "cpu"), cases.oracle(case))
+    assert max(errors.values()) < cases.tolerance(case), errors
 
 
 def test_the_operator_passes_torchs_own_checks() -> None:

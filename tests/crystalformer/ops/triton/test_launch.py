@@ -46,17 +46,38 @@ def test_a_tile_higher_than_the_padding_is_refused() -> None:
 
 
 @pytest.mark.parametrize("case", [cases.CASES[0], cases.CASES[1]], ids=str)
-def test_every_row_knows_its_partner(case: cases.Case) -> None:
+def test_every_row_is_kept_and_knows_its_partner(case: cases.Case) -> None:
     shells = cases.make_batch(case).shells(5.0)
     listed = rows.rows_of(shells)
-    size = len(shells.neighbor)
-    atom = torch.repeat_interleave(torch.arange(len(shells.ptr) - 1), shells.ptr.diff())
-    partner = listed.partner[:size].long()
-    assert torch.equal(atom[partner], shells.neighbor)
-    assert torch.equal(shells.neighbor[partner], atom)
-    assert torch.equal(shells.distance[partner], shells.distance)
-    assert torch.equal(shells.count[partner], shells.count)
-    assert torch.equal(partner[partner], torch.arange(size))
+    place = torch.nonzero(listed.distance != rows.NO_DISTANCE).squeeze(1)
+    assert torch.equal(listed.neighbor[place].long(), shells.neighbor)
+    assert torch.equal(listed.distance[place], shells.distance.float())
+    assert torch.equal(listed.log_count[place].exp2().round().long(), shells.count)
+    atom = torch.searchsorted(listed.start, place, right=True) - 1
+    assert torch.equal(atom, torch.repeat_interleave(torch.arange(len(shells.ptr) - 1), shells.ptr.diff()))
+    partner = listed.partner[place].long()
+    where = torch.searchsorted(place, partner)
+    assert torch.equal(place[where], partner)
+    assert torch.equal(atom[where], shells.neighbor)
+    assert torch.equal(shells.neighbor[where], atom)
+    assert torch.equal(shells.distance[where], shells.distance)
+    assert torch.equal(shells.count[where], shells.count)
+
+
+@pytest.mark.parametrize("case", [cases.CASES[0], cases.CASES[1]], ids=str)
+def test_rows_that_fill_up_have_no_weight_and_no_partner(case: cases.Case) -> None:
+    listed = rows.rows_of(cases.make_batch(case).shells(5.0))
+    assert not bool((listed.start % 16).any())
+    filling = listed.distance == rows.NO_DISTANCE
+    assert int(filling.sum()) >= 128
+    assert bool(torch.isneginf(listed.log_count[filling]).all())
+    assert set(listed.partner[filling].tolist()) == {rows.NO_PARTNER}
+    assert not bool(torch.isneginf(listed.log_count[~filling]).any())
+
+
+def test_rows_are_derived_once_a_list() -> None:
+    shells = cases.make_batch(cases.CASES[0]).shells(5.0)
+    listed = rows.rows_of(shells)
     assert rows.rows_of(shells) is listed
 
 
