@@ -72,6 +72,12 @@ class DataConfig:
     )
     data_dir: str = field(default="data", metadata=_meta("folder of prepared data sets"))
     batch_size: int = field(default=128, metadata=_meta("global batch, over all workers", "crystals"))
+    memory_limit_mb: int = field(
+        default=4096,
+        metadata=_meta(
+            "a split whose structures and neighbour lists exceed this is read from disk batch by batch", "MB"
+        ),
+    )
 
     def __post_init__(self) -> None:
         _coerce_fields(self)
@@ -84,7 +90,7 @@ class DataConfig:
         if self.dataset is not None:
             _require(bool(_PLAIN_NAME.fullmatch(self.dataset)), "dataset", self.dataset, f"a name: {_PLAIN_RULE}")
         _require(bool(self.data_dir), "data_dir", self.data_dir, "the path of a folder")
-        _require_at_least(self, 1, "batch_size")
+        _require_at_least(self, 1, "batch_size", "memory_limit_mb")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

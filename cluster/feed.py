@@ -16,6 +16,9 @@ from data_pipeline.table import PackedStructures, StructureTable
 
 IntArray = npt.NDArray[np.int64]
 
+TOUCHED_A_CRYSTAL = 2**19
+"""Bytes that the kernel may map for a crystal beside its own: up to 64 KB around each of its eight pieces."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetScaling:
@@ -52,13 +55,20 @@ class Feed:
 
     def __init__(self, tables: SplitTables, targets: tuple[str, ...], radius: float, scaling: TargetScaling) -> None:
         """``tables``: the split's structures and their shells within ``radius`` (Å)."""
+        self._tables = tables
         self._structures = StructureTable.from_arrow(tables.structures, targets)
         self._shells = ShellTable(tables.shells, radius)
-        self._normalized = scaling.normalize(self._structures.targets())
+        self._stored = self._structures.stored_rows
+        self._normalized = scaling.normalize(self._structures.targets()).astype(np.float32)
+        self._crystal_bytes = TOUCHED_A_CRYSTAL + tables.num_bytes // max(len(tables.structures), 1)
+        self._touched = 0
+        self.costs: IntArray = self._shells.costs if self._stored is None else self._shells.costs[self._stored]
+        """(rows,) work of each crystal."""
+        tables.release()
 
     @property
     def num_rows(self) -> int:
-        """Crystals of the split."""
+        """Crystals of the split that have every target."""
         return self._structures.num_rows
 
     @property
@@ -66,18 +76,22 @@ class Feed:
         """Properties learnt at once."""
         return int(self._normalized.shape[1])
 
-    @property
-    def costs(self) -> IntArray:
-        """(rows,) work of each crystal."""
-        return self._shells.costs
-
     def batch(self, rows: IntArray, device: torch.device) -> tuple[CrystalBatch, Tensor]:
         """The crystals of ``rows`` in that order and their normalized targets (B, T) float32, on ``device``."""
+        self._make_room(len(rows))
         packed = self._structures.gather(rows)
         batch = to_batch(packed)
-        batch.attach_shells(self._shells.pack(rows, packed.sizes))
-        targets = torch.from_numpy(self._normalized[rows].astype(np.float32))
+        stored = rows if self._stored is None else self._stored[rows]
+        batch.attach_shells(self._shells.pack(stored, packed.sizes))
+        targets = torch.from_numpy(self._normalized[rows])
         return batch.to(device), targets.to(device)
+
+    def _make_room(self, crystals: int) -> None:
+        """Let go of pages of a split on disk before more than its limit could be held."""
+        self._touched += crystals * self._crystal_bytes
+        if self._touched > self._tables.limit and self._tables.maps:
+            self._tables.release()
+            self._touched = crystals * self._crystal_bytes
 
 
 def to_batch(packed: PackedStructures) -> CrystalBatch:

@@ -86,7 +86,7 @@ def _trainer(
     threads, resources, gpu = worker_resources(config)
     job = Job(
         config=config.to_flat(),
-        tables={split: share(table) for split, table in tables.items()},
+        tables={split: share(table, config.data.memory_limit_mb) for split, table in tables.items()},
         radius=config.model.neighbor_radius,
         scaling=scaling,
         threads=threads,

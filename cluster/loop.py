@@ -40,7 +40,7 @@ from cluster.engine import AveragedWeights, Engine, OptimizerState, learning_rat
 from cluster.evaluation import Evaluation, evaluate
 from cluster.feed import Feed, TargetScaling
 from cluster.machine import Place, device_name, peak_memory_mb
-from cluster.tables import SharedTables
+from cluster.tables import SharedTables, TablesOnDisk
 from crystalformer.batch import CrystalBatch
 from crystalformer.model import Crystalformer
 
@@ -56,7 +56,7 @@ class Job:
 
     config: Mapping[str, Any]
     """The run's settings, flat."""
-    tables: Mapping[str, SharedTables]
+    tables: Mapping[str, SharedTables | TablesOnDisk]
     radius: float
     """Å, of the shells."""
     scaling: TargetScaling

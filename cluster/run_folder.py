@@ -34,6 +34,7 @@ MAY_CHANGE = frozenset(
         "resume",
         "storage_path",
         "data_dir",
+        "memory_limit_mb",
         "num_workers",
         "zero_stage",
         "device",

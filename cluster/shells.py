@@ -1,12 +1,14 @@
-"""Every crystal's neighbour shells, found once and kept beside the data: one Arrow table a split and radius.
+"""Every crystal's neighbour shells, found once and kept beside the data: one Arrow file a split and radius.
 
 Workers of a node map the same memory. Shells depend on the crystal and the radius alone, so they serve every epoch,
-layer, worker and later run (facts: a list of 12 atoms within 11.9 Å takes about 1.8 ms to find).
+layer, worker and later run (a list of 12 atoms within 11.9 Å takes about 1.8 ms to find).
 """
 
 from __future__ import annotations
 
-import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,24 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from cluster.spool import MappedTable, write_table
 from crystalformer.batch import PackedShells
-from crystalformer.neighbors import find_shells
+from crystalformer.neighbors import Shells, find_shells
+from data_pipeline.schema import STRUCTURE_COLUMNS
 from data_pipeline.table import StructureTable
 
 IntArray = npt.NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many rows are done, and how many there are."""
 
 FORMAT = "2"
 _CHUNK = 512
+
+_PACKED_AT_ONCE = 16
+"""Crystals packed before the next are looked at: their rows then stay in the second-level cache."""
+
+RAY_FROM_SECONDS = 60.0
+"""Seconds of one core's work left, from which Ray Data finds the shells on all cores of the cluster."""
 
 SCHEMA = pa.schema(
     [
@@ -31,26 +43,24 @@ SCHEMA = pa.schema(
         pa.field("count", pa.large_list(pa.int16())),
     ]
 )
-"""A row a crystal: shells of each atom (n,), then all shells (S,): atom j, Å, images.
-
-Offsets are 64 bits wide: a column is one chunk, which alone is read without copying, and may hold over 2^31 shells.
-"""
+"""A row a crystal: shells of each atom (n,), then all shells (S,): atom j, Å, images."""
 
 
 def build_shells(structures: StructureTable, radius: float) -> pa.Table:
-    """The shells of every crystal of a table, in its order, within ``radius`` Å."""
-    chunks = [
-        _build_chunk(structures, np.arange(start, min(start + _CHUNK, structures.num_rows)), radius)
-        for start in range(0, structures.num_rows, _CHUNK)
-    ]
-    return pa.Table.from_batches(chunks, SCHEMA).combine_chunks()
+    """The shells of every crystal of a table, in its order, within ``radius`` Å; in this process."""
+    return pa.concat_tables([SCHEMA.empty_table(), *_found_here(structures, 0, radius)]).combine_chunks()
 
 
-def _build_chunk(structures: StructureTable, rows: IntArray, radius: float) -> pa.RecordBatch:
+def _found_here(structures: StructureTable, start: int, radius: float) -> Iterator[pa.Table]:
+    for first in range(start, structures.num_rows, _CHUNK):
+        yield _find(structures, np.arange(first, min(first + _CHUNK, structures.num_rows)), radius)
+
+
+def _find(structures: StructureTable, rows: IntArray, radius: float) -> pa.Table:
     packed = structures.gather(rows)
     ends = np.cumsum(packed.sizes)
     found = [
-        find_shells(packed.positions[end - size : end], cell, radius)
+        find_shells(packed.positions[end - size : end], cell, radius) if radius > 0 else _no_shells(size)
         for size, end, cell in zip(packed.sizes, ends, packed.lattice, strict=True)
     ]
     columns = [
@@ -59,7 +69,12 @@ def _build_chunk(structures: StructureTable, rows: IntArray, radius: float) -> p
         _list_column([s.distance for s in found], pa.float32()),
         _list_column([s.count for s in found], pa.int16()),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _no_shells(atoms: int) -> Shells:
+    nothing = np.zeros(0, dtype=np.int64)
+    return Shells(ptr=np.zeros(atoms + 1, dtype=np.int64), neighbor=nothing, distance=np.zeros(0), count=nothing)
 
 
 def _list_column(parts: list[npt.NDArray[np.generic]], value_type: pa.DataType) -> pa.LargeListArray:
@@ -68,32 +83,79 @@ def _list_column(parts: list[npt.NDArray[np.generic]], value_type: pa.DataType) 
     return pa.LargeListArray.from_arrays(pa.array(offsets), values)
 
 
-def cached_shells(folder: Path, split: str, structures: StructureTable, radius: float, fingerprint: str) -> pa.Table:
-    """The shells of a split from ``folder/shells``, built and written there on first use; memory-mapped.
+def _found(structures: StructureTable, radius: float, progress: Progress) -> Iterator[pa.Table]:
+    """The shells of all crystals in order: the first found here and timed; the rest by Ray Data if they are many."""
+    total, done, start = structures.num_rows, 0, time.monotonic()
+    for piece in _found_here(structures, 0, radius):
+        yield piece
+        done += len(piece)
+        progress("neighbour lists", done, total)
+        if (time.monotonic() - start) / done * (total - done) > RAY_FROM_SECONDS:
+            break
+    if done == total:
+        return
+    for piece in _found_by_ray(structures.arrow, done, radius):
+        yield piece
+        done += len(piece)
+        progress("neighbour lists", done, total)
+    if done != total:
+        raise RuntimeError(f"Ray Data returned the shells of {done} crystals for {total}")
 
-    ``fingerprint`` identifies the prepared data; a file made from other data, or a damaged one, is replaced.
+
+def _found_by_ray(structures: pa.Table, start: int, radius: float) -> Iterable[pa.Table]:
+    """The shells of the rows from ``start``, in order, found all over the cluster."""
+    import ray.data
+
+    from cluster.session import ray_session
+
+    columns = structures.select([name for name, _ in STRUCTURE_COLUMNS]).append_column(
+        "material_id", pa.nulls(len(structures), pa.string())
+    )
+    with ray_session():
+        parts = ray.data.from_arrow([columns.slice(i, _CHUNK) for i in range(start, len(structures), _CHUNK)])
+        parts.context.execution_options.preserve_order = True
+        parts.context.enable_progress_bars = False
+        found = parts.map_batches(
+            partial(_find_all, radius=radius), batch_format="pyarrow", batch_size=None, num_cpus=1
+        )
+        for piece in found.iter_batches(batch_format="pyarrow", batch_size=None):
+            yield piece.cast(SCHEMA)
+
+
+def _find_all(structures: pa.Table, *, radius: float) -> pa.Table:
+    table = StructureTable.from_arrow(structures)
+    return _find(table, np.arange(table.num_rows), radius)
+
+
+def shells_file(folder: Path, split: str, radius: float) -> Path:
+    """Where ``cached_shells`` keeps a split's shells within ``radius`` Å."""
+    return folder / "shells" / f"{split}-{radius:.4f}.arrow"
+
+
+def cached_shells(
+    folder: Path,
+    split: str,
+    structures: StructureTable,
+    radius: float,
+    fingerprint: str,
+    progress: Progress | None = None,
+) -> pa.Table:
+    """The shells of a split from ``folder/shells``, found and written there on first use; memory-mapped.
+
+    ``fingerprint`` identifies the prepared data; a file made from other data is replaced. The file is the same bytes
+    whoever finds the shells. UserError where it cannot be written.
     """
-    path = folder / "shells" / f"{split}-{radius:.4f}.arrow"
-    identity = {b"format": FORMAT.encode(), b"data": fingerprint.encode(), b"rows": str(structures.num_rows).encode()}
-    kept = _read(path, identity)
-    if kept is not None:
-        return kept
-    table = build_shells(structures, radius).replace_schema_metadata(identity)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    partial.replace(path)
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    path = shells_file(folder, split, radius)
+    identity = {"format": FORMAT, "data": fingerprint, "rows": str(structures.num_rows)}
+    ready = MappedTable.matching(path, identity)
+    if ready is None:
+        write_table(path, SCHEMA, _found(structures, radius, progress or _silent), identity)
+        ready = MappedTable(path)
+    return ready.table
 
 
-def _read(path: Path, identity: dict[bytes, bytes]) -> pa.Table | None:
-    """The memory-mapped table, or None where there is none of that identity."""
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (FileNotFoundError, pa.ArrowInvalid):
-        return None
-    return table if table.schema.metadata == identity else None
+def _silent(_what: str, _done: int, _total: int) -> None:
+    """Progress nobody looks at."""
 
 
 class ShellTable:
@@ -101,32 +163,42 @@ class ShellTable:
 
     def __init__(self, table: pa.Table, radius: float) -> None:
         self.radius = radius
-        self._parts = {name: _flatten(table.column(name)) for name in SCHEMA.names}
-
-    @property
-    def costs(self) -> IntArray:
+        self._rows_at, self._rows_an_atom = _flatten(table.column("rows_an_atom"))
+        self._at, self._neighbor = _flatten(table.column("neighbor"))
+        _, self._distance = _flatten(table.column("distance"))
+        _, self._count = _flatten(table.column("count"))
+        self.costs: IntArray = np.diff(self._at)
         """(crystals,) shells of each crystal: the work its attention is."""
-        return np.diff(self._parts["neighbor"][0])
 
     def pack(self, rows: IntArray, sizes: IntArray) -> PackedShells:
         """The lists of the given crystals, which have ``sizes`` atoms, for a batch in that order."""
         lengths = self.costs[rows]
-        starts = np.cumsum(sizes) - sizes
-        neighbor = self._take("neighbor", rows).astype(np.int64)
-        neighbor += np.repeat(starts, lengths)
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        first_atom = np.cumsum(sizes) - sizes
+        neighbor = np.empty(ends[-1], dtype=np.int64)
+        distance = np.empty(ends[-1], dtype=np.float32)
+        count = np.empty(ends[-1], dtype=np.int16)
+        for start in range(0, len(rows), _PACKED_AT_ONCE):
+            some = slice(start, start + _PACKED_AT_ONCE)
+            cuts = _slices(self._at, rows[some])
+            here = slice(ends[start], ends[min(start + _PACKED_AT_ONCE, len(rows))])
+            np.concatenate([self._neighbor[cut] for cut in cuts], out=neighbor[here])
+            neighbor[here] += np.repeat(first_atom[some], lengths[some])
+            np.concatenate([self._distance[cut] for cut in cuts], out=distance[here])
+            np.concatenate([self._count[cut] for cut in cuts], out=count[here])
         ptr = np.zeros(int(sizes.sum()) + 1, dtype=np.int64)
-        np.cumsum(self._take("rows_an_atom", rows), out=ptr[1:])
+        np.cumsum(np.concatenate([self._rows_an_atom[cut] for cut in _slices(self._rows_at, rows)]), out=ptr[1:])
         return PackedShells(
             radius=self.radius,
             ptr=torch.from_numpy(ptr),
             neighbor=torch.from_numpy(neighbor),
-            distance=torch.from_numpy(self._take("distance", rows)),
-            count=torch.from_numpy(self._take("count", rows)),
+            distance=torch.from_numpy(distance),
+            count=torch.from_numpy(count),
         )
 
-    def _take(self, name: str, rows: IntArray) -> npt.NDArray[np.generic]:
-        offsets, values = self._parts[name]
-        return np.concatenate([values[offsets[row] : offsets[row + 1]] for row in rows.tolist()])
+
+def _slices(offsets: IntArray, rows: IntArray) -> list[slice]:
+    return [slice(a, b) for a, b in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)]
 
 
 def _flatten(column: pa.ChunkedArray) -> tuple[IntArray, npt.NDArray[np.generic]]:
@@ -134,4 +206,4 @@ def _flatten(column: pa.ChunkedArray) -> tuple[IntArray, npt.NDArray[np.generic]
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks)
-    return array.offsets.to_numpy().astype(np.int64), array.values.to_numpy(zero_copy_only=True)
+    return array.offsets.to_numpy().astype(np.int64, copy=False), array.values.to_numpy(zero_copy_only=True)

@@ -31,7 +31,8 @@ def train(config: TrainConfig) -> RunResult:
     run_dir = open_run(config)
     dataset = _prepared(config)
     radius = config.model.neighbor_radius
-    tables = {split: open_split(dataset, split, config.data.target, radius) for split in SPLITS}
+    with counting() as progress:
+        tables = {split: open_split(dataset, split, config.data.target, radius, progress) for split in SPLITS}
     structures = {name: StructureTable.from_arrow(t.structures, config.data.target) for name, t in tables.items()}
     _check_sizes(config, structures)
     scaling = TargetScaling.fit(structures["train"].targets(), config.optim.normalize_targets)

@@ -92,7 +92,7 @@ def read_crystals(table: pa.Table) -> list[Crystal]:
 def list_values(column: pa.ChunkedArray | pa.Array) -> tuple[Ints, pa.Array]:
     """(rows + 1,) offsets of a list column and the array they point into: no copy if the column is one chunk."""
     array = one_chunk(column)
-    return array.offsets.to_numpy().astype(np.int64), array.values
+    return array.offsets.to_numpy().astype(np.int64, copy=False), array.values
 
 
 def fixed_values(column: pa.ChunkedArray | pa.Array, size: int) -> Floats:

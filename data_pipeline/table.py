@@ -6,7 +6,7 @@ workers of a node share one copy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -61,6 +61,7 @@ class StructureTable:
     def __init__(self, table: pa.Table, targets: Sequence[str], where: str) -> None:
         check_columns(table.schema, where, targets)
         self.where = where
+        self.arrow = table
         self.target_names = tuple(targets)
         self._offsets, numbers = list_values(table.column("atomic_numbers"))
         self._numbers = _flat_numbers(numbers)
@@ -83,6 +84,11 @@ class StructureTable:
     def from_arrow(cls, table: pa.Table, targets: Sequence[str] = (), where: str = "table") -> Self:
         """From a table in memory, sliced or not; copied only where its columns have several chunks."""
         return cls(table, targets, where)
+
+    @property
+    def stored_rows(self) -> Ints | None:
+        """(num_rows,) the rows of the stored table that have all targets; None if all have."""
+        return self._kept
 
     @property
     def num_rows(self) -> int:
@@ -151,11 +157,24 @@ def read_table(folder: Path, targets: Sequence[str] = ()) -> pa.Table:
 
     Raises DataError if the folder holds none, or a file is not a structure table of this version.
     """
+    columns = [name for name, _ in FIXED_COLUMNS] + list(targets)
+    parts = [pq.read_table(file, columns=columns, memory_map=True) for file in checked_files(folder, targets)]
+    return pa.concat_tables(parts).combine_chunks()
+
+
+def read_pieces(folder: Path, rows: int = 8192) -> Iterator[pa.Table]:
+    """The same with all columns, in order and at most ``rows`` at a time: of a split that memory need not hold."""
+    for file in checked_files(folder):
+        with pq.ParquetFile(file) as reader:
+            for batch in reader.iter_batches(batch_size=rows):
+                yield pa.Table.from_batches([batch])
+
+
+def checked_files(folder: Path, targets: Sequence[str] = ()) -> list[Path]:
+    """The Parquet files of a folder, every one a structure table with ``targets``. Raises DataError."""
     files = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
     if not files:
         raise DataError(f"{folder}: no Parquet files; prepare the data set first")
-    columns = [name for name, _ in FIXED_COLUMNS] + list(targets)
-    parts = []
     for file in files:
         try:
             schema = pq.read_schema(file)
@@ -163,8 +182,7 @@ def read_table(folder: Path, targets: Sequence[str] = ()) -> pa.Table:
             raise DataError(f"{file}: not a Parquet file: {error}") from error
         check_schema(schema, str(file))
         check_columns(schema, str(file), targets)
-        parts.append(pq.read_table(file, columns=columns, memory_map=True))
-    return pa.concat_tables(parts).combine_chunks()
+    return files
 
 
 class _DisorderColumn:
@@ -175,9 +193,9 @@ class _DisorderColumn:
         if not self._any:
             return
         self._offsets, entries = list_values(column)
-        self._site = _struct_field(entries, "site").astype(np.int64)
-        self._number = _struct_field(entries, "atomic_number").astype(np.int64)
-        self._occupancy = _struct_field(entries, "occupancy").astype(np.float64)
+        self._site = _struct_field(entries, "site")
+        self._number = _struct_field(entries, "atomic_number")
+        self._occupancy = _struct_field(entries, "occupancy")
 
     def gather(self, rows: Ints, starts: Ints) -> PackedDisorder | None:
         """The entries of ``rows``; ``starts`` are the first packed atoms of their crystals."""
@@ -189,9 +207,9 @@ class _DisorderColumn:
             return None
         entry = np.repeat(self._offsets[rows] - (np.cumsum(counts) - counts), counts) + np.arange(total)
         return PackedDisorder(
-            site=self._site[entry] + np.repeat(starts, counts),
-            atomic_number=self._number[entry],
-            occupancy=self._occupancy[entry],
+            site=self._site[entry].astype(np.int64) + np.repeat(starts, counts),
+            atomic_number=self._number[entry].astype(np.int64),
+            occupancy=self._occupancy[entry].astype(np.float64, copy=False),
         )
 
 
