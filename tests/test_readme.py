@@ -1,0 +1,109 @@
+"""Every command of the README runs: as written, but for a smaller model, one epoch and a folder of the test's own."""
+
+import csv
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from tests.benchmarks import baselines
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+QUICK = "--epochs 1 --model_dim 32 --head_num 2 --num_layers 2 --ff_dim 64 --value_pe_dist_real 16 --scale_real 0.9"
+COMMANDS = [
+    line
+    for block in re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+    if line
+]
+TRAIN = [c for c in COMMANDS if c.startswith(".venv/bin/crystalformer train")]
+DATA = [c for c in COMMANDS if re.match(r"\.venv/bin/crystalformer (info|prepare)", c)]
+MAKE = [c for c in COMMANDS if c.startswith("make ")]
+PYTHON = [c for c in COMMANDS if c.startswith(".venv/bin/python -m ")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the commands run, with the structures.csv that the README speaks of."""
+    path = tmp_path_factory.mktemp("readme")
+    with (path / "structures.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "cif", "gap"])
+        for number in range(40):
+            rows.writerow([f"rocksalt-{number}", rocksalt(5.0 + 0.05 * number), 1.0 + 0.1 * number])
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_ray():
+    """One local Ray for all commands that train."""
+    from cluster.session import ray_session
+
+    with ray_session():
+        yield
+
+
+def rocksalt(a: float) -> str:
+    """NaCl with a cubic cell of ``a`` Å as CIF text."""
+    from pymatgen.core import Lattice, Structure
+
+    sites = [[0, 0, 0], [0.5, 0.5, 0.5]]
+    return Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), ["Na", "Cl"], sites).to(fmt="cif")
+
+
+def test_every_command_is_of_a_kind_that_is_run_here():
+    assert len(COMMANDS) >= 12
+    assert sorted(COMMANDS) == sorted([*TRAIN, *DATA, *MAKE, *PYTHON])
+
+
+def test_data_and_training_commands(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    for command in [c for c in COMMANDS if c in DATA or c in TRAIN]:
+        words = shlex.split(command)[1:]
+        if words[0] == "train":
+            # One small batch size, so that the README's own 40 crystals make one.
+            words += [*shlex.split(QUICK), "--batch_size", "16"]
+        if "--resume" in words:
+            words[words.index("--epochs") + 1] = "1"
+        assert main(words) == 0, f"{command}: {capsys.readouterr().err}"
+    runs = sorted(path.parent for path in (folder / "runs").rglob("results.json"))
+    assert len(runs) == len(TRAIN) - sum("--resume" in c for c in TRAIN)
+
+
+def test_make_train_and_the_other_make_commands(folder):
+    first, *others = MAKE
+    small = f"ARGS=--storage_path {folder}/made --data_dir {folder}/made-data {QUICK}"
+    done = subprocess.run(
+        [*shlex.split(first), "EPOCHS=1", small], cwd=REPOSITORY, capture_output=True, text=True, timeout=550
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^test MAE    shear \d\.\d+ log10\(GPa\)", done.stdout, re.MULTILINE), done.stdout
+    for command in others:
+        dry_run = ["make", "-n", *shlex.split(command)[1:]]
+        dry = subprocess.run(dry_run, cwd=REPOSITORY, capture_output=True, text=True)
+        assert dry.returncode == 0, f"{command}: {dry.stderr}"
+
+
+def test_baselines(folder, capsys):
+    for command in PYTHON:
+        words = shlex.split(command)
+        assert words[1:3] == ["-m", baselines.__name__]
+        assert baselines.main([*words[3:], "--seeds", "1", "--data_dir", str(folder / "data")]) == 0
+    assert capsys.readouterr().out.count("train mean ") == len(PYTHON)
+
+
+def test_the_library_example():
+    (example,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", example], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_error_shown_is_the_error_given(capsys):
+    (shown,) = re.findall(r"^\$ crystalformer (.*)\n(error: .*)$", README, re.MULTILINE)
+    assert main(shlex.split(shown[0])) == 2
+    assert capsys.readouterr().err == shown[1] + "\n"
