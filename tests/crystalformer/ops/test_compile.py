@@ -50,8 +50,10 @@ def compare(compiled: Crystalformer, model: Crystalformer, sizes: list[int], tol
         torch.testing.assert_close(value, expected_gradients[name], rtol=tolerance, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("domain", ["real", "reci", "multihead", "real-reci"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("domain", "dtype"),
+    [("real", torch.float32), ("reci", torch.float32), ("real-reci", torch.float32), ("multihead", torch.float64)],
+)
 def test_full_graph_gives_the_eager_numbers(domain: str, dtype: torch.dtype) -> None:
     torch._dynamo.reset()
     model = frozen_model(dtype, domain=domain)
