@@ -23,6 +23,7 @@ OWNED = {
     "fp16": "--precision",
     "torch_autocast": "--precision",
     "zero_optimization.stage": "--zero_stage",
+    "zero_optimization.stage3_param_persistence_threshold": "--zero_stage",
 }
 """What a file may not set, and the option that does."""
 

@@ -223,25 +223,33 @@ class Engine:
 
     def gathered(self, shards: Sequence[Tensor]) -> Tensors:
         """The full weights, on the CPU, that ``shards`` stand for; buffers are the model's."""
-        own = self.shards()
-        kept = [value.clone() for value in own]
-        _copy(own, shards)
-        try:
+        with self._borrowing(self.shards(), shards):
             return self.weights()
-        finally:
-            _copy(own, kept)
 
     @contextmanager
     def loaded(self, weights: Tensors) -> Iterator[None]:
         """Within, the model has other weights and buffers, given in full; afterwards its own again."""
         buffers = dict(self.module.named_buffers())
-        own = [*self.shards(), *buffers.values()]
+        others = [*self.shards_of(weights), *(weights[name] for name in buffers)]
+        with self._borrowing([*self.shards(), *buffers.values()], others):
+            yield
+
+    @contextmanager
+    def _borrowing(self, own: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[None]:
+        """Within, ``own`` tensors of the model hold ``others``."""
         kept = [value.clone() for value in own]
-        _copy(own, [*self.shards_of(weights), *(weights[name] for name in buffers)])
+        self._release_gathered()
+        _copy(own, others)
         try:
             yield
         finally:
+            self._release_gathered()
             _copy(own, kept)
+
+    def _release_gathered(self) -> None:
+        """Stage 3 keeps the full weights of an evaluation for the next forward; drop them, the shards will change."""
+        if self.stage == 3:
+            self._engine.empty_partition_cache()
 
     def shards_of(self, weights: Tensors) -> list[Tensor]:
         """The shards of full weights given by name, as ``shards`` would give them."""
