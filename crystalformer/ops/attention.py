@@ -52,7 +52,7 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     Returns (N, H, D). Raises ValueError for an unknown backend or domain, shapes that do not fit, or operands that
     the named backend does not take.
     """
-    _check(q, rho, batch, radial, weight, backend)
+    _check(q, k, v, rho, batch, radial, weight, backend)
     if domain not in get_args(Domain):
         raise ValueError(f"domain must be one of {', '.join(get_args(Domain))}, got {domain!r}")
     if domain == "reci":
@@ -176,17 +176,27 @@ def block_plan(batch: CrystalBatch, radius: float, like: Tensor) -> Tensor:
 
 
 def _check(
-    q: Tensor, rho: Tensor, batch: CrystalBatch, radial: RadialBasis | None, weight: Tensor | None, backend: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rho: Tensor,
+    batch: CrystalBatch,
+    radial: RadialBasis | None,
+    weight: Tensor | None,
+    backend: str,
 ) -> None:
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
     n, heads, features = q.shape
     if n != batch.num_atoms:
         raise ValueError(f"q must have a row for each of the {batch.num_atoms} atoms, got {n}")
-    if tuple(rho.shape) != (n, heads):
-        raise ValueError(f"rho must have the shape {(n, heads)}, got {tuple(rho.shape)}")
+    for name, value, shape in (("k", k, q.shape), ("v", v, q.shape), ("rho", rho, q.shape[:2])):
+        if value.shape != shape:
+            raise ValueError(f"{name} must have the shape {tuple(shape)}, got {tuple(value.shape)}")
     if (radial is None) != (weight is None):
         raise ValueError("radial and weight must be given together")
-    if radial is not None and weight is not None and tuple(weight.shape[1:]) != (features, radial.count):
-        expected = f"(H or 1, {features}, {radial.count})"
-        raise ValueError(f"weight must have the shape {expected}, got {tuple(weight.shape)}")
+    if radial is not None and weight is not None:
+        expected = (len(weight) if len(weight) in (1, heads) else heads, features, radial.count)
+        if tuple(weight.shape) != expected:
+            allowed = f"({heads} or 1, {features}, {radial.count})"
+            raise ValueError(f"weight must have the shape {allowed}, got {tuple(weight.shape)}")

@@ -31,11 +31,14 @@ REFUSED = [
     ({"backend": "fast"}, "backend must be one of auto, torch, .*reference, got 'fast'"),
     ({"domain": "imaginary"}, "domain must be one of real, reci, got 'imaginary'"),
     ({"q": torch.zeros(7, 2, 4)}, "q must have a row for each of the 22 atoms, got 7"),
+    ({"k": torch.zeros(22, 2, 5)}, r"k must have the shape \(22, 2, 4\), got \(22, 2, 5\)"),
+    ({"v": torch.zeros(21, 2, 4)}, r"v must have the shape \(22, 2, 4\), got \(21, 2, 4\)"),
     ({"rho": torch.ones(22, 3)}, r"rho must have the shape \(22, 2\), got \(22, 3\)"),
     ({"weight": None}, "radial and weight must be given together"),
     ({"radial": None}, "radial and weight must be given together"),
-    ({"weight": torch.zeros(2, 4, 8)}, r"weight must have the shape \(.*4, 16\), got \(2, 4, 8\)"),
-    ({"weight": torch.zeros(2, 8, 16)}, r"weight must have the shape \(.*4, 16\), got \(2, 8, 16\)"),
+    ({"weight": torch.zeros(2, 4, 8)}, r"weight must have the shape \(2 or 1, 4, 16\), got \(2, 4, 8\)"),
+    ({"weight": torch.zeros(2, 8, 16)}, r"weight must have the shape \(2 or 1, 4, 16\), got \(2, 8, 16\)"),
+    ({"weight": torch.zeros(3, 4, 16)}, r"weight must have the shape \(2 or 1, 4, 16\), got \(3, 4, 16\)"),
     ({"domain": "reci"}, "the reciprocal domain has no W b term"),
 ]
 
