@@ -161,7 +161,7 @@ class Engine:
         """Take up Adam's state where ``optimizer_state`` left it, on any number of workers and at any stage."""
         if state.step == 0:
             return
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         base = self._base_optimizer
         for slot in self._optimizer_slots():
@@ -175,8 +175,10 @@ class Engine:
                 value = state.moments[f"{moment}.{name}"].to(p.device)
                 if self.stage == 0:
                     base.state[p][moment].copy_(value)
-                else:
+                elif self.stage < 3:
                     safe_set_full_optimizer_state(p, value, moment)
+                else:  # DeepSpeed's full setter fails where the last worker's shard is padded
+                    safe_set_local_optimizer_state(p, _shard(value, p.ds_tensor, self._place.rank), moment)
 
     def _link_moments(self) -> None:
         """Let every parameter find its moments at stages 1 and 2.

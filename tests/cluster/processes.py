@@ -5,7 +5,7 @@ import os
 import pickle
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -33,14 +33,18 @@ class Workers:
             process.start()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """``function(place, *arguments)`` in every process; the results by rank. Their first error is raised here."""
+        """``function(place, *arguments)`` in every process; the results by rank. An error is raised here."""
         for pipe in self._pipes:
             pipe.send_bytes(pickle.dumps((function, arguments)))
-        replies = [pickle.loads(pipe.recv_bytes()) for pipe in self._pipes]
-        failed = [f"rank {rank}:\n{text}" for rank, (good, text) in enumerate(replies) if not good]
-        if failed:
-            raise RuntimeError("\n".join(failed))
-        return [result for _, result in replies]
+        replies: dict[int, tuple[bool, Any]] = {}
+        while len(replies) < self.size and all(good for good, _ in replies.values()):
+            for pipe in wait([pipe for rank, pipe in enumerate(self._pipes) if rank not in replies]):
+                replies[self._pipes.index(pipe)] = pickle.loads(pipe.recv_bytes())
+        for rank, (good, text) in replies.items():
+            if not good:  # the others may wait for this one for ever
+                self.close()
+                raise RuntimeError(f"rank {rank}:\n{text}")
+        return [replies[rank][1] for rank in range(self.size)]
 
     def close(self) -> None:
         """End the processes."""
