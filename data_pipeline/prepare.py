@@ -42,7 +42,7 @@ Executor = Literal["auto", "process", "ray"]
 RAY_FROM_SECONDS = 30.0
 """Estimated seconds of one core above which prepare uses Ray Data: about 200,000 rows of arrays or 15,000 CIF files.
 
-Measured on 2 cores that other programs used as well (tests/benchmarks/bench_data.py --ray_rows): 60,000 rows of
+Measured on 2 cores that other programs used as well (bench data --synthetic N --executor ray): 60,000 rows of
 arrays took one process 11.7 s and Ray Data, started for it, 25.3 s; 300,000 took 87 s and 142 s while three programs
 waited for each core. Two cores do not repay Ray's start and its copies of the rows; more cores, or a cluster, do.
 """

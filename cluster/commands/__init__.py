@@ -11,5 +11,6 @@ MODULES = {
     "prepare": "cluster.commands.prepare",
     "train": "cluster.commands.train",
     "info": "cluster.commands.info",
+    "bench": "cluster.commands.bench",
 }
 """Where each command lives, in the order of ``crystalformer --help``."""

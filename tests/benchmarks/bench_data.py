@@ -1,9 +1,13 @@
-"""Speed of the data pipeline: python -m tests.benchmarks.bench_data [--rows 400] [--ray_rows 0] [--json FILE].
+"""Data: rows D1, D2, D3 and S3 of the design's targets, and tables of any length.
+
+    crystalformer bench data [--rows D1,D2,D3,S3] [--sample 400] [--readers 8] [--synthetic N] [--executor auto]
 
 D1  structures a second and core, from arrays to a table of primitive cells, against pymatgen's SpacegroupAnalyzer
-D2  structures a second gathered into packed batches of 128
-Ray seconds of one process and of Ray Data for the same ``--ray_rows`` structures, which is what decides when prepare
-    uses Ray (prepare.RAY_FROM_SECONDS)
+D2  structures a second made into batches as training does: structures gathered, lists packed, collated; by the clock
+    and by the thread's CPU time, beside one training step on the same crystals and the copying that cannot be avoided
+D3  memory of all processes together with N readers of one table, against that with one; bytes a structure
+S3  work of the busiest worker over the mean, 8 workers, batch 256: dealt by cost, and round-robin
+synthetic  a made-up table of N structures: prepared, listed and iterated (synthetic.py)
 """
 
 from __future__ import annotations
@@ -11,39 +15,36 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
+from cluster.dealing import global_batches, micro_batches
+from cluster.feed import Feed, TargetScaling
+from cluster.tables import open_split
+from crystalformer.config import ModelConfig
 from data_pipeline.crystal import Crystal, read_crystals, structure_columns
 from data_pipeline.datasets import embedded_names, find_dataset
-from data_pipeline.info import DatasetInfo
-from data_pipeline.prepare import prepare_from
-from data_pipeline.raw import Record, from_structures, raw_tables
-from data_pipeline.sources.base import ARRAY_SECONDS
+from data_pipeline.prepare import prepare_dataset
+from data_pipeline.raw import from_structures
 from data_pipeline.sources.embedded import FOLDER
-from data_pipeline.table import StructureTable
 from data_pipeline.work import process_batch
+from tests.benchmarks import synthetic, table_memory
+from tests.benchmarks.bench_step import training_step
+from tests.benchmarks.measure import Row, environment, report, timing
 
-REPEATS = 3
-
-
-def best(function: Callable[[], object]) -> float:
-    """Seconds of the fastest of a few calls."""
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
+DATASET = "elastic_tensor_2015"
+RADIUS = ModelConfig().neighbor_radius
+REPEATS = 9
+WORKERS = 8
+CPU = torch.device("cpu")
 
 
 def pymatgen_route(crystals: list[Crystal]) -> list[pa.Array]:
@@ -65,99 +66,113 @@ def pymatgen_route(crystals: list[Crystal]) -> list[pa.Array]:
     return structure_columns(found)
 
 
-def bench_reduction(name: str, rows: int) -> dict[str, object]:
-    """D1 on a random sample of an embedded set."""
-    table = pq.read_table(FOLDER / f"{name}.parquet")
-    chosen = np.random.default_rng(0).choice(len(table), min(rows, len(table)), replace=False)
-    sample = table.take(pa.array(chosen)).combine_chunks()
-    raw = from_structures(sample, name, find_dataset(name).targets)
-    crystals = read_crystals(sample)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ours, theirs = best(lambda: process_batch(raw)), best(lambda: pymatgen_route(crystals))
-    return {
-        "what": f"D1 prepare {name}",
-        "rows": len(chosen),
-        "per_second": round(len(chosen) / ours),
-        "peer_per_second": round(len(chosen) / theirs),
-        "ratio": round(theirs / ours, 1),
+def preparing(sample: int) -> list[Row]:
+    """D1 on a random sample of each embedded set."""
+    rows = []
+    for name in embedded_names():
+        table = pq.read_table(FOLDER / f"{name}.parquet")
+        chosen = np.random.default_rng(0).choice(len(table), min(sample, len(table)), replace=False)
+        some = table.take(pa.array(chosen)).combine_chunks()
+        raw, crystals = from_structures(some, name, find_dataset(name).targets), read_crystals(some)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ours = timing(lambda raw=raw: process_batch(raw), 3, "cpu")
+            theirs = timing(lambda crystals=crystals: pymatgen_route(crystals), 1, "cpu", warmup=0)
+        row: Row = {
+            "row": "D1",
+            "what": f"prepare {name}",
+            "rows": len(chosen),
+            "per_second": len(chosen) / ours.wall,
+        }
+        rows.append(row | {"peer_per_second": len(chosen) / theirs.wall, "ratio": theirs.cpu / ours.cpu})
+    mean = statistics.geometric_mean(row["ratio"] for row in rows)
+    return [*rows, {"row": "D1", "what": "geometric mean (target 8)", "ratio": mean}]
+
+
+def open_feed(data_dir: Path) -> Feed:
+    """The training split of the set that S3 and D2 are about, at the default model's radius."""
+    prepared = prepare_dataset(DATASET, data_dir)
+    tables = open_split(prepared, "train", ("shear",), RADIUS)
+    return Feed(tables, ("shear",), RADIUS, TargetScaling(scale=(1.0,), bias=(0.0,)))
+
+
+def batches(feed: Feed) -> list[Row]:
+    """D2: batch making on one thread, an epoch at a time."""
+    torch.set_num_threads(1)
+    size = 128
+    epoch = global_batches(feed.num_rows, size, 0, 1)
+
+    def make_all() -> None:
+        for rows in epoch:
+            feed.batch(rows, CPU)
+
+    made = timing(make_all, REPEATS, "cpu")
+    _, step = training_step(feed.batch(epoch[0], CPU)[0], "torch")
+    step_time = timing(step, 3, "cpu")
+    count = len(epoch) * size
+    share = made.cpu / len(epoch) / step_time.cpu
+    row: Row = {"row": "D2", "what": f"batches of {size}, {DATASET} (target 100,000 a second)", "rows": count}
+    row |= {
+        "per_second": count / made.wall,
+        "per_cpu_second": count / made.cpu,
+        "best_per_second": count / min(made.raw),
     }
+    floor = _copying(feed, count)
+    row |= {"copy_per_cpu_second": count / floor, "of_copying": floor / made.cpu, "raw": made.raw}
+    step_row: Row = {"row": "D2", "what": f"share of a training step of {size}, 1 thread (target 0.02)"}
+    return [row, step_row | {"share": share, "step_s": step_time.wall, "step_cpu_s": step_time.cpu}]
 
 
-def bench_gather(name: str, batch: int = 128) -> dict[str, object]:
-    """D2: random batches of an embedded set."""
-    table = StructureTable.from_arrow(pq.read_table(FOLDER / f"{name}.parquet"), find_dataset(name).target_names)
-    order = np.random.default_rng(0).permutation(table.num_rows)
-    batches = [order[i : i + batch] for i in range(0, len(order) - batch + 1, batch)]
+def _copying(feed: Feed, count: int) -> float:
+    """CPU seconds to copy as many bytes as ``count`` crystals' lists hold in a batch, a batch's worth at a time."""
+    entries = int(feed.costs.mean() * 128)
+    source = [np.ones(entries, kind) for kind in (np.int64, np.float32, np.int16)]
 
-    def epoch() -> None:
-        for rows in batches:
-            table.gather(rows)
-            table.targets(rows)
+    def copy() -> None:
+        for array in source:
+            array.copy()
 
-    rate = len(batches) * batch / best(epoch)
-    return {"what": f"D2 gather {name}, batch {batch}", "rows": len(order), "per_second": round(rate)}
+    return timing(copy, 200, "cpu").cpu * count / 128
 
 
-class _Repeated:
-    """An embedded set again and again, every copy with its own ids and slightly stretched cells."""
-
-    every_target = True
-    seconds_per_row = ARRAY_SECONDS
-
-    def __init__(self, info: DatasetInfo, rows: int) -> None:
-        self.targets = info.targets
-        self._rows = rows
-        table = pq.read_table(FOLDER / f"{info.name}.parquet")
-        self._crystals = read_crystals(table)
-        self._values = list(zip(*(table[t.name].to_pylist() for t in info.targets), strict=True))
-
-    def fingerprint(self) -> str:
-        return f"synthetic {self._rows}"
-
-    def tables(self) -> Iterator[pa.Table]:
-        return raw_tables((self._record(i) for i in range(self._rows)), self.targets)
-
-    def _record(self, i: int) -> Record:
-        copy, base = divmod(i, len(self._crystals))
-        crystal, stretch = self._crystals[base], 1 + 1e-4 * copy
-        stretched = replace(crystal, lattice=crystal.lattice * stretch, positions=crystal.positions * stretch)
-        return Record(file="synthetic", row=i, material_id=f"x{i}", crystal=stretched, targets=self._values[base])
+def imbalance(feed: Feed) -> list[Row]:
+    """S3 over 20 epochs, in shells, which are the work of our kernels."""
+    dealt, naive = [], []
+    for epoch in range(1, 21):
+        for batch in global_batches(feed.num_rows, 256, 0, epoch):
+            (parts,) = micro_batches(batch, feed.costs, WORKERS, 1)
+            for kept, shares in ((dealt, parts), (naive, [batch[i::WORKERS] for i in range(WORKERS)])):
+                loads = [int(feed.costs[rows].sum()) for rows in shares]
+                kept.append(max(loads) / statistics.mean(loads))
+    row: Row = {"row": "S3", "what": f"busiest of {WORKERS} workers over the mean, batch 256 (target 1.05)"}
+    row |= {"rows": feed.num_rows, "steps": len(dealt), "mean": statistics.mean(dealt), "worst": max(dealt)}
+    return [row | {"round_robin_mean": statistics.mean(naive), "round_robin_worst": max(naive)}]
 
 
-def bench_ray(rows: int) -> list[dict[str, object]]:
-    """The same preparation by one process and by Ray Data."""
-    info = find_dataset("flla_2015")
-    source = _Repeated(info, rows)
-    made = []
-    for executor in ("process", "ray"):
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            prepare_from(source, replace(info, expected=None), Path(folder), executor=executor)  # type: ignore[arg-type]
-            seconds = time.perf_counter() - start
-        made.append({"what": f"prepare by {executor}", "rows": rows, "seconds": round(seconds, 1)})
-        made[-1]["per_second"] = round(rows / seconds)
-    return made
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=400, help="sample of each set for D1 (default 400)")
-    parser.add_argument("--ray_rows", type=int, default=0, help="rows of the comparison with Ray (default: none)")
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure the rows asked for, print and return them."""
+    parser = argparse.ArgumentParser(prog="crystalformer bench data", description="Data: speed, memory, balance")
+    parser.add_argument("--rows", default="D1,D2,D3,S3", help="which of D1, D2, D3, S3; may be empty")
+    parser.add_argument("--sample", type=int, default=400, help="structures of each set for D1")
+    parser.add_argument("--readers", type=int, default=8, help="processes that read the table of D3")
+    parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="structures of a made-up table")
+    parser.add_argument("--executor", choices=("auto", "process", "ray"), default="auto", help="what prepares it")
     parser.add_argument("--json", type=Path, help="also write the figures there")
-    args = parser.parse_args()
-    figures = [bench_reduction(name, args.rows) for name in embedded_names()]
-    ratio = statistics.geometric_mean(float(str(figure["ratio"])) for figure in figures)
-    figures.append({"what": "D1 geometric mean of the ratios (target 8)", "ratio": round(ratio, 1)})
-    figures += [bench_gather(name) for name in embedded_names()]
-    figures += bench_ray(args.ray_rows) if args.ray_rows else []
-    for figure in figures:
-        numbers = "  ".join(f"{key} {value}" for key, value in figure.items() if key != "what")
-        sys.stdout.write(f"{figure['what']:45} {numbers}\n")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
+    options = parser.parse_args(arguments)
+    wanted, found = options.rows.split(","), []
+    setting = environment("cpu")
+    with tempfile.TemporaryDirectory(prefix="crystalformer-bench-") as folder:
+        feed = open_feed(Path(folder)) if {"D2", "S3"} & set(wanted) else None
+        found += preparing(options.sample) if "D1" in wanted else []
+        found += imbalance(feed) if "S3" in wanted and feed is not None else []
+        found += table_memory.measure(Path(folder), options.readers) if "D3" in wanted else []
+        found += batches(feed) if "D2" in wanted and feed is not None else []
+    found += synthetic.measure(options.synthetic, options.executor) if options.synthetic else []
+    result = report(found, setting)
+    if options.json is not None:
+        options.json.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    return result
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
