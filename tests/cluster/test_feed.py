@@ -1,5 +1,7 @@
 """From table rows to model input, and target values there and back."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -98,6 +100,20 @@ class _Prepared:
 
     def split_path(self, split):
         return self.path / split
+
+
+def test_a_model_in_reciprocal_space_needs_no_shells(elastic):
+    config = replace(SMALL_MODEL, domain="reci")
+    tables = open_split(elastic, "val", TARGETS, config.neighbor_radius)
+    found = Feed(tables, TARGETS, config.neighbor_radius, PLAIN)
+    batch, _ = found.batch(np.arange(8), CPU)
+    assert config.neighbor_radius == 0
+    assert np.array_equal(found.costs[:8], batch.sizes.numpy() ** 2)
+    torch.manual_seed(1)
+    model = Crystalformer(config, backend="torch")
+    model.freeze_statistics(batch)
+    afresh = CrystalBatch.from_arrays(batch.positions, batch.atomic_numbers, batch.lattice, batch.sizes)
+    assert torch.equal(model(batch), model(afresh))
 
 
 # Target scaling -------------------------------------------------------------------------------------------------
