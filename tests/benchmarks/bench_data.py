@@ -137,15 +137,18 @@ def _copying(feed: Feed, count: int) -> float:
 
 def imbalance(feed: Feed) -> list[Row]:
     """S3 over 20 epochs, in shells, which are the work of our kernels."""
-    dealt, naive = [], []
+    dealt, naive, least = [], [], []
     for epoch in range(1, 21):
         for batch in global_batches(feed.num_rows, 256, 0, epoch):
+            costs = feed.costs[batch]
+            least.append(max(1.0, WORKERS * float(costs.max()) / float(costs.sum())))
             (parts,) = micro_batches(batch, feed.costs, WORKERS, 1)
             for kept, shares in ((dealt, parts), (naive, [batch[i::WORKERS] for i in range(WORKERS)])):
                 loads = [int(feed.costs[rows].sum()) for rows in shares]
                 kept.append(max(loads) / statistics.mean(loads))
     row: Row = {"row": "S3", "what": f"busiest of {WORKERS} workers over the mean, batch 256 (target 1.05)"}
     row |= {"rows": feed.num_rows, "steps": len(dealt), "mean": statistics.mean(dealt), "worst": max(dealt)}
+    row |= {"least_possible": statistics.mean(least), "least_possible_worst": max(least)}
     return [row | {"round_robin_mean": statistics.mean(naive), "round_robin_worst": max(naive)}]
 
 
@@ -156,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--sample", type=int, default=400, help="structures of each set for D1")
     parser.add_argument("--readers", type=int, default=8, help="processes that read the table of D3")
     parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="structures of a made-up table")
+    parser.add_argument("--radius", type=float, default=synthetic.RADIUS, help="of its neighbour lists, Å")
     parser.add_argument("--executor", choices=("auto", "process", "ray"), default="auto", help="what prepares it")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args(arguments)
@@ -167,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         found += imbalance(feed) if "S3" in wanted and feed is not None else []
         found += table_memory.measure(Path(folder), options.readers) if "D3" in wanted else []
         found += batches(feed) if "D2" in wanted and feed is not None else []
-    found += synthetic.measure(options.synthetic, options.executor) if options.synthetic else []
+    found += synthetic.measure(options.synthetic, options.executor, options.radius) if options.synthetic else []
     result = report(found, setting)
     if options.json is not None:
         options.json.write_text(json.dumps(result) + "\n", encoding="utf-8")

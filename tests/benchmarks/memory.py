@@ -39,6 +39,12 @@ def pss_mb(processes: list[int] | None = None) -> float:
     return total / 1024
 
 
+def resident_mb() -> float:
+    """Of this process: its own memory, mapped files and shared memory. Quicker to ask for than the shares."""
+    status = (PROC / "self" / "status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
 class Peak:
     """Within, the largest sum of this process's and its descendants' memory, sampled: ``mb``."""
 
