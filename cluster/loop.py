@@ -40,6 +40,7 @@ from cluster.engine import AveragedWeights, Engine, OptimizerState, learning_rat
 from cluster.evaluation import Evaluation, evaluate
 from cluster.feed import Feed, TargetScaling
 from cluster.machine import Place, device_name, peak_memory_mb
+from cluster.metrics import RunMetrics
 from cluster.tables import SharedTables, TablesOnDisk
 from crystalformer.batch import CrystalBatch
 from crystalformer.model import Crystalformer
@@ -106,6 +107,7 @@ class Worker:
         }
         self._last_message = 0.0
         self._coordinator = Coordinator(job.monitor, place)
+        self._metrics = RunMetrics(str(config.run.run_name), config.data.target, place)
         state = self._restored_state()
         model = Crystalformer(config.model, backend=config.scale.backend).to(place.device)
         make_global(model)
@@ -174,6 +176,7 @@ class Worker:
             step += 1
             if averaging:
                 self._take_average()
+            self._metrics.step(step, time.monotonic() - asked)
             self._send_step(epoch, number + 1, len(batches))
             order = self._coordinator.order(step)
             if order is not Order.GO_ON:
@@ -196,6 +199,8 @@ class Worker:
         row["val_mae"] = self._validate(epoch)
         seconds = position.seconds + time.monotonic() - start
         self._position = Position(epoch=epoch + 1, step=step, seconds=seconds)
+        if self._place.rank == 0:
+            self._metrics.row(row)
         self._send("row", row=row | {"seconds": seconds})
         return True
 

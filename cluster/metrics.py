@@ -1,0 +1,62 @@
+"""What a live run tells Prometheus, through the metrics endpoint of each Ray node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ray.util.metrics import Counter, Gauge
+
+from cluster.machine import Place
+
+_GAUGES = {
+    "epoch": ("crystalformer_epoch", "Epochs that have ended"),
+    "step": ("crystalformer_step", "Optimizer steps taken"),
+    "train_loss": ("crystalformer_train_loss", "Mean loss of the last epoch, on normalized targets"),
+    "lr": ("crystalformer_learning_rate", "Learning rate of the last step"),
+    "grad_norm": ("crystalformer_gradient_norm", "Global norm of the last gradient before clipping"),
+    "structures_per_s": ("crystalformer_structures_per_second", "Training throughput over all workers"),
+    "data_wait_s": ("crystalformer_data_wait_seconds", "Time the last epoch's steps waited for data"),
+}
+"""Row key -> name and meaning; Ray puts ``ray_`` before the name."""
+
+VALIDATION = ("crystalformer_validation_mae", "Validation MAE of the last epoch, in the target's unit")
+STEP_SECONDS = ("crystalformer_step_seconds", "Duration of the last step")
+GPU_MEMORY = ("crystalformer_gpu_memory_bytes", "Memory allocated on the worker's GPU")
+STARTS = ("crystalformer_worker_starts", "Times the workers were started; more than once means a failure")
+
+
+class RunMetrics:
+    """Gauges of one worker, labelled by run, targets and rank."""
+
+    def __init__(self, run: str, targets: tuple[str, ...], place: Place) -> None:
+        """``run`` and ``targets`` name what is trained."""
+        labels = {"run": run, "targets": "+".join(targets), "rank": str(place.rank)}
+        self._device = place.device
+        self._gauges = {key: _gauge(name, text, labels) for key, (name, text) in _GAUGES.items()}
+        self._validation = {t: _gauge(*VALIDATION, {**labels, "target": t}) for t in targets}
+        self._step_seconds = _gauge(*STEP_SECONDS, labels)
+        self._memory = _gauge(*GPU_MEMORY, labels)
+        Counter(*STARTS, tag_keys=tuple(labels)).inc(1, tags=labels)
+
+    def step(self, step: int, seconds: float) -> None:
+        """``step`` steps are taken, the last one in ``seconds``."""
+        self._gauges["step"].set(step)
+        self._step_seconds.set(seconds)
+        if self._device.type == "cuda":
+            self._memory.set(torch.cuda.memory_allocated(self._device))
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """An epoch has ended; ``row`` as in metrics.jsonl. Of all workers the first alone is asked."""
+        for key, gauge in self._gauges.items():
+            if row.get(key) is not None:
+                gauge.set(float(row[key]))
+        for target, value in row["val_mae"].items():
+            self._validation[target].set(value)
+
+
+def _gauge(name: str, text: str, labels: Mapping[str, str]) -> Gauge:
+    gauge = Gauge(name, text, tag_keys=tuple(labels))
+    gauge.set_default_tags(dict(labels))
+    return gauge
