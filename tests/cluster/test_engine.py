@@ -255,6 +255,17 @@ def test_bf16_is_close(two_workers, crystals, plain, stage):
     assert {value.dtype for value in trace.optimizer.moments.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_offloaded_optimizer_takes_the_same_steps(two_workers, crystals, plain, tmp_path, stage):
+    file = tmp_path / "ds.json"
+    file.write_text('{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}')
+    config = small_config(**RECIPE, zero_stage=stage, deepspeed=str(file))
+    trace = two_workers.run(run_engine, crystals, config.to_flat())[0]
+    assert_same_run(trace, plain)
+    for name, value in plain.optimizer.moments.items():
+        assert (trace.optimizer.moments[name] - value).norm() < 1e-4 * value.norm() + 1e-8, name
+
+
 # Going on -------------------------------------------------------------------------------------------------------
 
 
