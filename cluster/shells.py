@@ -19,6 +19,7 @@ import torch
 from cluster.spool import MappedTable, write_table
 from crystalformer.batch import PackedShells
 from crystalformer.neighbors import Shells, find_shells
+from data_pipeline.execute import quiet_ray_data
 from data_pipeline.schema import STRUCTURE_COLUMNS
 from data_pipeline.table import StructureTable
 
@@ -111,6 +112,7 @@ def _found_by_ray(structures: pa.Table, start: int, radius: float) -> Iterable[p
     columns = structures.select([name for name, _ in STRUCTURE_COLUMNS]).append_column(
         "material_id", pa.nulls(len(structures), pa.string())
     )
+    quiet_ray_data()
     with ray_session():
         parts = ray.data.from_arrow([columns.slice(i, _CHUNK) for i in range(start, len(structures), _CHUNK)])
         parts.context.execution_options.preserve_order = True

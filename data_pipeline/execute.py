@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -51,12 +52,20 @@ def _ray_batches(parts: list[Path]) -> Iterable[pa.Table]:
     """Processed blocks in the order of the parts, of whatever size Ray makes them."""
     import ray.data
 
+    quiet_ray_data()
     data = ray.data.read_parquet([str(part.resolve()) for part in parts], override_num_blocks=len(parts))
     data.context.execution_options.preserve_order = True
     data.context.enable_progress_bars = False
     work = data.map_batches(process_batch, batch_format="pyarrow", batch_size=None)
     blocks: Iterable[pa.Table] = work.iter_batches(batch_format="pyarrow", batch_size=None)
     return blocks
+
+
+def quiet_ray_data() -> None:
+    """Keep Ray Data's notes off the terminal, which shows our progress; its log files have them, errors both."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)
 
 
 def _regroup(blocks: Iterable[pa.Table], order: list[int], rows: list[int]) -> Iterator[tuple[int, pa.Table]]:
@@ -86,7 +95,7 @@ def _ray() -> Iterator[Any]:
 
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False, **({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}))
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, **({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}))
     try:
         yield ray
     finally:
