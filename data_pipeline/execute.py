@@ -95,7 +95,8 @@ def _ray() -> Iterator[Any]:
 
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING, **({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}))
+        local = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, **local)
     try:
         yield ray
     finally:
