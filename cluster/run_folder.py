@@ -76,8 +76,10 @@ def open_run(config: TrainConfig) -> Path:
 def _check_same(config: TrainConfig, saved: TrainConfig) -> None:
     """UserError names the first setting that a resumed run may not change."""
     was = saved.to_flat()
+    # Batch norm sees the parts that gradients are accumulated over, so their number decides the result then.
+    fixed = {"gradient_accumulation"} if "bn" in (config.model.norm_type, config.model.pre_pooling_op[2:4]) else set()
     for name, value in config.to_flat().items():
-        if name not in MAY_CHANGE and was[name] != value:
+        if (name not in MAY_CHANGE or name in fixed) and was[name] != value:
             raise UserError(f"{name} is {value!r} but the run to resume was started with {was[name]!r}")
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.errors import UserError
 from cluster.log import say
 
 if TYPE_CHECKING:
@@ -27,10 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Check everything that can be checked without Ray, train, and say where the run is and how good it is."""
+    from cluster.deepspeed_config import read_overlay
     from cluster.options import read_config
 
     config = read_config(args)
-    check_deepspeed_file(config.scale.deepspeed)
+    if config.scale.deepspeed is not None:
+        read_overlay(config.scale.deepspeed)  # the workers read it again; its faults are told before they start
     config = find_data(config)
     from cluster.trainer import train  # Ray and DeepSpeed take seconds to import
 
@@ -46,20 +46,6 @@ def find_data(config: TrainConfig) -> TrainConfig:
 
     found = resolve(config.data.dataset, config.data.target, Path(config.data.data_dir))
     return config.resolved(dataset=found.name, target=found.target_names, now=datetime.now())
-
-
-def check_deepspeed_file(path: str | None) -> None:
-    """Raise UserError unless ``path`` is None or a JSON file that holds an object."""
-    if path is None:
-        return
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"deepspeed: {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"deepspeed: {path}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"deepspeed: {path} must hold a JSON object of settings, got {type(content).__name__}")
 
 
 def summary(result: RunResult) -> list[str]:

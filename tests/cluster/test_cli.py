@@ -1,6 +1,5 @@
 """The crystalformer command as a user meets it: help, exit status, one line for mistakes. Nothing here starts Ray."""
 
-import json
 import subprocess
 import sys
 import time
@@ -10,9 +9,8 @@ import pytest
 from cluster import cli
 from cluster.cli import main
 from cluster.commands import MODULES
-from cluster.commands.train import check_deepspeed_file, find_data, summary
+from cluster.commands.train import find_data, summary
 from cluster.config import TrainConfig, load_yaml, save_yaml
-from cluster.errors import UserError
 from data_pipeline.errors import DataError
 from tests.cluster.test_report import RESULT
 
@@ -163,19 +161,6 @@ def test_the_data_are_found_under_their_own_names(tmp_path):
     assert load_yaml(tmp_path / "config.yaml") == config
     with pytest.raises(DataError, match="unknown target"):
         find_data(TrainConfig.from_flat({"target": "hardness"}))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("{", "not JSON"), ("[1]", "must hold a JSON object of settings, got list")]
-)
-def test_the_deepspeed_file_must_hold_an_object(tmp_path, text, message):
-    path = tmp_path / "ds.json"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=message):
-        check_deepspeed_file(str(path))
-    path.write_text(json.dumps({"wall_clock_breakdown": True}), encoding="utf-8")
-    check_deepspeed_file(str(path))
-    check_deepspeed_file(None)
 
 
 def test_the_summary_names_folder_errors_and_time():
