@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-.PHONY: help setup train data test check lint types
+.PHONY: help setup train data test check lint types bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,3 +39,6 @@ types: $(READY) ## mypy, strict
 	@$(BIN)/mypy
 
 check: lint types test ## what CI runs: lint, types, import direction, tests
+
+bench: $(READY) ## the benchmarks, as tables and JSON; minutes each
+	@for name in attention step data; do $(CLI) bench $$name || exit; done
