@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 from cluster.commands import MODULES
-from cluster.errors import UserError
+from cluster.errors import Incomplete, UserError
 from cluster.interrupts import RunStopped
 from cluster.parser import Parser, normalize
 from data_pipeline.errors import DataError
@@ -39,7 +39,7 @@ class Command(Protocol):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (the process's own where None) and give its exit status: 0, 2 or 130."""
+    """Run one command line (the process's own where None) and give its exit status: 0, 1, 2 or 130."""
     words = normalize(sys.argv[1:] if argv is None else argv)
     try:
         status = _run(words)
@@ -59,7 +59,7 @@ def _run(words: Sequence[str]) -> int:
         if "--debug" in words:
             raise
         return _fail(f"error: {' '.join(str(error).split())}", EXIT_USER_ERROR)
-    except RunStopped as stop:
+    except (RunStopped, Incomplete) as stop:
         return _fail(str(stop), stop.exit_status)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)

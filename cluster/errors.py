@@ -8,3 +8,9 @@ class UserError(ValueError):
 
     The command line prints it as ``error: ...`` and ends with status 2, without a traceback.
     """
+
+
+class Incomplete(Exception):  # noqa: N818 - what could be done was done
+    """Done but for some of the inputs, each of which has been told; the command line prints how many."""
+
+    exit_status = 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 MODULES = {
     "prepare": "cluster.commands.prepare",
     "train": "cluster.commands.train",
+    "predict": "cluster.commands.predict",
     "info": "cluster.commands.info",
     "bench": "cluster.commands.bench",
 }

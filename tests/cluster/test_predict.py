@@ -1,0 +1,162 @@
+"""predict as a user meets it: files, folders and tables in; a table, CSV, JSONL or Parquet out."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.cli import main
+from crystalformer import load_model
+from data_pipeline.table import StructureTable
+from tests.cluster.trained import structures, write_model
+
+HEADER = ["id", "formula", "shear [log10(GPa)]", "bulk [GPa]", "warning"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two models and the same four structures as files of three formats."""
+    path = tmp_path_factory.mktemp("predict")
+    write_model(path / "a", seed=1)
+    write_model(path / "b", seed=2)
+    files = path / "files"
+    files.mkdir()
+    primitive, cubic, cscl, alloy = structures()
+    (files / "1.cif").write_text(primitive.to(fmt="cif"))
+    (files / "2-POSCAR").write_text(cubic.to(fmt="poscar"))
+    (files / "3.json").write_text(cscl.to(fmt="json"))
+    (files / "4.cif").write_text(alloy.to(fmt="cif"))
+    (files / "notes.txt").write_text("not a structure")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def inside(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def rows_of(path):
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def numbers(rows, first=2, last=4):
+    return np.array([[float(cell) for cell in row[first:last]] for row in rows])
+
+
+def test_a_folder_of_files_gives_the_numbers_of_the_library(tmp_path):
+    out = tmp_path / "new" / "out.csv"
+    assert main(["predict", "a", "files", "--output", str(out)]) == 0
+    header, *rows = rows_of(out)
+    assert header == HEADER
+    assert [row[0] for row in rows] == ["files/1.cif", "files/2-POSCAR", "files/3.json", "files/4.cif"]
+    assert [row[1] for row in rows] == ["NaCl", "NaCl", "CsCl", "Zn1Cu0.5Au0.5"]
+    assert [row[-1] for row in rows] == ["", "", "", "never seen in training: Cu Zn Au"]
+    expected = load_model("a").predict([structures()[i] for i in (0, 0, 2, 3)])
+    np.testing.assert_allclose(numbers(rows), expected, rtol=1e-5)
+    assert [path.name for path in out.parent.iterdir()] == ["out.csv"]
+
+
+def test_every_format_holds_the_same(tmp_path):
+    files = [tmp_path / f"out{suffix}" for suffix in (".csv", ".jsonl", ".parquet")]
+    for file in files:
+        assert main(["predict", "a", "files", "--output", str(file)]) == 0
+    lines = [json.loads(line) for line in files[1].read_text().splitlines()]
+    assert lines == pq.read_table(files[2]).to_pylist()
+    assert list(lines[0]) == rows_of(files[0])[0] == HEADER
+    found = [[line[name] for name in HEADER[2:4]] for line in lines]
+    np.testing.assert_allclose(numbers(rows_of(files[0])[1:]), found, rtol=1e-7)
+
+
+def test_order_is_that_of_the_input_and_the_batch_size_does_not_matter(tmp_path):
+    names = ["files/3.json", "files", "files/1.cif"]
+    results = []
+    for size in ("1", "4", "64"):
+        out = tmp_path / f"{size}.csv"
+        assert main(["predict", "a", *names, "--output", str(out), "--batch-size", size]) == 0
+        results.append(rows_of(out)[1:])
+    assert [row[0][6] for row in results[0]] == list("312341")
+    for other in results[1:]:
+        assert [row[:2] for row in other] == [row[:2] for row in results[0]]
+        np.testing.assert_allclose(numbers(other), numbers(results[0]), rtol=1e-5)
+
+
+def test_a_structure_table(elastic, tmp_path):
+    folder = elastic.split_path("test")
+    out = tmp_path / "out.csv"
+    assert main(["predict", "a", str(folder), str(next(folder.glob("*.parquet"))), "--output", str(out)]) == 0
+    rows = rows_of(out)[1:]
+    table = StructureTable.open(folder)
+    assert [row[0] for row in rows] == table.material_ids() * 2
+    half = len(rows) // 2
+    np.testing.assert_allclose(numbers(rows[:half]), numbers(rows[half:]), rtol=1e-6)
+
+
+def test_what_cannot_be_read_is_told_and_the_others_are_predicted(tmp_path, capsys):
+    (tmp_path / "bad.cif").write_text("data_x\nloop_\n")
+    (tmp_path / "close.vasp").write_text("x\n1\n1 0 0\n0 1 0\n0 0 1\nNa Cl\n1 1\ndirect\n0 0 0\n0.1 0 0\n")
+    (tmp_path / "bad.parquet").write_text("x")
+    (tmp_path / "empty").mkdir()
+    bad = [str(tmp_path / name) for name in ("bad.cif", "close.vasp", "bad.parquet", "empty", "none.cif", "none.xyz")]
+    assert main(["predict", "a", *bad, "files/1.cif", "files/notes.txt"]) == 1
+    answer = capsys.readouterr()
+    lines = answer.err.splitlines()
+    assert lines[-1] == "7 of 8 structures could not be read"
+    assert [line.split(": ")[0] for line in lines[:-1]] == [*bad, "files/notes.txt"]
+    assert "unreadable structure" in lines[0]
+    assert "overlapping atoms" in lines[1]
+    assert "not a Parquet file" in lines[2]
+    assert "holds no structure file" in lines[3]
+    assert "No such file" in lines[4] and "No such file" in lines[5]
+    header, row = answer.out.splitlines()
+    assert header.split("  ")[0] == "id" and row.startswith("files/1.cif  NaCl")
+    assert "warning" not in header
+
+
+def test_several_models_give_mean_and_spread(tmp_path):
+    outs = {}
+    for models in ("a", "b", "a,b"):
+        outs[models] = tmp_path / f"{models}.csv"
+        assert main(["predict", models, "files", "--output", str(outs[models])]) == 0
+    header, *rows = rows_of(outs["a,b"])
+    units = ["shear [log10(GPa)]", "shear spread [log10(GPa)]", "bulk [GPa]", "bulk spread [GPa]"]
+    assert header == ["id", "formula", *units, "warning"]
+    both = np.stack([numbers(rows_of(outs[model])[1:]) for model in ("a", "b")])
+    found = numbers(rows, 2, 6)
+    np.testing.assert_allclose(found[:, ::2], both.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found[:, 1::2], both.std(0, ddof=1), rtol=1e-4, atol=1e-7)
+
+
+MISTAKES = [
+    (["nowhere", "files"], "nowhere is not a model folder"),
+    ([".", "files"], ". is not a model folder"),
+    (["a,", "files"], "MODEL must be folders joined by commas"),
+    (["a"], "required: INPUT"),
+    (["a", "files", "--output", "x.txt"], "output must end in .csv, .jsonl, .parquet, got 'x.txt'"),
+    (["a", "files", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
+    (["a", "files", "--device", "tpu"], "invalid choice: 'tpu'"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_mistakes_are_one_line_and_status_2(words, message, capsys):
+    assert main(["predict", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_models_of_other_targets_do_not_mix(tmp_path, capsys):
+    other = write_model(tmp_path / "other")
+    config = other / "config.json"
+    config.write_text(config.read_text().replace('"bulk"', '"hardness"'))
+    assert main(["predict", f"a,{other}", "files"]) == 2
+    assert "predicts shear [log10(GPa)], hardness [GPa], but a shear" in capsys.readouterr().err
+
+
+def test_a_run_folder_leads_to_its_model(tmp_path, capsys):
+    write_model(tmp_path / "run" / "model")
+    assert main(["predict", str(tmp_path / "run"), "files"]) == 2
+    assert f"did you mean {tmp_path / 'run' / 'model'}?" in capsys.readouterr().err
