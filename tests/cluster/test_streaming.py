@@ -173,6 +173,7 @@ def test_a_worker_never_holds_more_than_the_limit(large):
 # Training -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_is_the_same_from_disk(elastic, tmp_path):
     rows = []
     for limit, workers in ((1, 2), (4096, 1)):
