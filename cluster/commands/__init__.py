@@ -11,6 +11,7 @@ MODULES = {
     "prepare": "cluster.commands.prepare",
     "train": "cluster.commands.train",
     "predict": "cluster.commands.predict",
+    "evaluate": "cluster.commands.evaluate",
     "info": "cluster.commands.info",
     "bench": "cluster.commands.bench",
 }

@@ -1,0 +1,87 @@
+"""``crystalformer evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.commands.info import add_data_dir
+from cluster.commands.predict import add_device
+from cluster.errors import UserError
+from cluster.log import say
+
+if TYPE_CHECKING:
+    from cluster.scoring import Scored
+    from crystalformer.artifact import TargetScale
+
+HELP = "compare a trained model's predictions with a data set"
+
+SPLITS = ("train", "val", "test")
+WORST = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, on which split of which data set, and where to draw it."""
+    parser.add_argument("model", metavar="MODEL", help="model folder, such as runs/NAME/model")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="data set that has the model's targets (default: the one it was trained on)"
+    )
+    parser.add_argument("--split", choices=SPLITS, default="test", help="part of the data set (default test)")
+    parser.add_argument("--plot", metavar="FILE", help="also draw predictions over true values, e.g. parity.png")
+    add_data_dir(parser)
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the errors. UserError or DataError for a model or data set that cannot be used."""
+    from cluster.predict import load_predictor, pick_device
+    from cluster.scoring import score_split
+
+    device = pick_device(args.device)
+    predictor = load_predictor(args.model, device)
+    dataset = args.dataset or predictor.card.provenance.get("dataset")
+    if not dataset:
+        raise UserError(f"--dataset is needed: {args.model} does not say what it was trained on")
+    scored = score_split(predictor, device, dataset, args.split, Path(args.data_dir))
+    targets = predictor.card.targets
+    say(f"{scored.dataset} {args.split}: {len(scored.ids)} crystals")
+    for column, target in enumerate(targets):
+        say("\n".join(["", *summary(scored, column, target)]))
+    if args.plot is not None:
+        draw(Path(args.plot), scored, targets)
+        say(f"\nplot      {args.plot}")
+
+
+def summary(scored: Scored, column: int, target: TargetScale) -> list[str]:
+    """What is told of one target: errors, the worst structures, errors by cell size."""
+    from cluster.report import with_unit
+    from cluster.scoring import errors_of, mae_by_size, worst
+
+    errors = errors_of(scored.truth[:, column], scored.prediction[:, column])
+    lines = [
+        f"{target.name}",
+        f"  MAE       {with_unit(errors.mae, target.unit)}",
+        f"  RMSE      {with_unit(errors.rmse, target.unit)}",
+        f"  R²        {errors.r2:.4f}",
+    ]
+    for row in worst(scored, column, WORST):
+        true, predicted = scored.truth[row, column], scored.prediction[row, column]
+        lines.append(
+            f"  worst     {scored.ids[row]}: {with_unit(predicted, target.unit)}, in truth {true:.4f} "
+            f"({scored.sizes[row]} atoms)"
+        )
+    for name, count, mae in mae_by_size(scored, column):
+        lines.append(f"  MAE of    {count} crystals with {name} atoms: {with_unit(mae, target.unit)}")
+    return lines
+
+
+def draw(file: Path, scored: Scored, targets: tuple[TargetScale, ...]) -> None:
+    """Draw predictions over true values. UserError where it cannot be written."""
+    from cluster.plots import plot_parity  # matplotlib is slow to import
+
+    units = {target.name: target.unit for target in targets}
+    try:
+        plot_parity(file, list(units), units, scored.truth, scored.prediction)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--plot {file}: {getattr(error, 'strerror', None) or error}") from error

@@ -1,0 +1,124 @@
+"""evaluate: its numbers are those of a run's results.json and of definitions written out here."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+
+from cluster.cli import main
+from cluster.commands.train import find_data
+from cluster.predict import load_predictor, pick_device
+from cluster.scoring import Scored, errors_of, mae_by_size, score_split, worst
+from tests.cluster.small import small_config
+from tests.cluster.trained import write_model
+
+CPU = pick_device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, elastic):
+    """A run of two epochs of the small model on shear and bulk."""
+    from cluster.trainer import train
+
+    folder = tmp_path_factory.mktemp("runs")
+    config = small_config(
+        epochs=2,
+        swa_epochs=1,
+        batch_size=64,
+        device="cpu",
+        run_name="tiny",
+        storage_path=str(folder),
+        data_dir=str(elastic.path.parent),
+    )
+    return Path(train(find_data(config)).run_dir)
+
+
+@pytest.mark.parametrize(("weights", "key"), [("model", "test_mae"), ("model-swa", "test_mae_swa")])
+def test_the_errors_are_those_of_the_run(run_dir, elastic, weights, key, capsys):
+    expected = json.loads((run_dir / "results.json").read_text())[key]
+    predictor = load_predictor(run_dir / weights, CPU)
+    scored = score_split(predictor, CPU, "elastic_tensor_2015", "test", elastic.path.parent)
+    for column, target in enumerate(("shear", "bulk")):
+        errors = errors_of(scored.truth[:, column], scored.prediction[:, column])
+        assert errors.mae == pytest.approx(expected[target], rel=1e-5)
+    assert main(["evaluate", str(run_dir / weights), "--data-dir", str(elastic.path.parent)]) == 0
+    text = capsys.readouterr().out
+    shown = re.findall(r"^  MAE       (\S+) log10\(GPa\)$", text, re.MULTILINE)
+    assert [float(number) for number in shown] == pytest.approx([expected["shear"], expected["bulk"]], abs=1.1e-4)
+    assert text.count("  worst     ") == 10
+
+
+def test_predictions_do_not_depend_on_the_batch_size(run_dir, elastic):
+    predictor = load_predictor(run_dir / "model", CPU)
+    one, other = (
+        score_split(predictor, CPU, "elastic_tensor_2015", "val", elastic.path.parent, size) for size in (7, 128)
+    )
+    assert one.ids == other.ids
+    np.testing.assert_allclose(one.prediction, other.prediction, rtol=1e-5)
+
+
+@pytest.fixture
+def scored():
+    generator = np.random.default_rng(0)
+    truth = generator.normal(size=(40, 2))
+    prediction = truth + generator.normal(size=(40, 2))
+    sizes = np.array([1, 4, 5, 8, 9, 64, 65, 200] * 5)
+    return Scored(dataset="d", ids=[str(i) for i in range(40)], sizes=sizes, truth=truth, prediction=prediction)
+
+
+def test_errors_follow_their_definitions(scored):
+    truth, prediction = scored.truth[:, 1], scored.prediction[:, 1]
+    errors = errors_of(truth, prediction)
+    assert errors.mae == pytest.approx(mean_absolute_error(truth, prediction))
+    assert errors.rmse == pytest.approx(root_mean_squared_error(truth, prediction))
+    assert errors.r2 == pytest.approx(r2_score(truth, prediction))
+    assert np.isnan(errors_of(np.ones(3), np.zeros(3)).r2)
+
+
+def test_the_worst_come_first(scored):
+    residual = np.abs(scored.prediction[:, 0] - scored.truth[:, 0])
+    rows = worst(scored, 0, 5)
+    assert residual[rows].tolist() == sorted(residual, reverse=True)[:5]
+
+
+def test_errors_by_cell_size(scored):
+    found = mae_by_size(scored, 0)
+    assert [(name, count) for name, count, _ in found] == [
+        ("1 to 4", 10),
+        ("5 to 8", 10),
+        ("9 to 16", 5),
+        ("33 to 64", 5),
+        ("65 and more", 10),
+    ]
+    residual = np.abs(scored.prediction[:, 0] - scored.truth[:, 0])
+    assert found[0][2] == pytest.approx(residual[scored.sizes <= 4].mean())
+    assert sum(count * mae for _, count, mae in found) == pytest.approx(residual.sum())
+
+
+def test_the_picture(run_dir, elastic, tmp_path, capsys):
+    words = ["evaluate", str(run_dir / "model"), "--data_dir", str(elastic.path.parent), "--split", "val"]
+    assert main([*words, "--plot", str(tmp_path / "parity.png")]) == 0
+    assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.endswith(f"plot      {tmp_path / 'parity.png'}\n")
+    assert main([*words, "--plot", str(tmp_path / "parity.xyz")]) == 2
+    assert "error: --plot" in capsys.readouterr().err
+
+
+MISTAKES = [
+    ([], "--dataset is needed"),
+    (["--dataset", "nowhere"], "data set 'nowhere' is neither registered nor prepared"),
+    (["--dataset", "flla_2015"], "shear"),
+    (["--dataset", "elastic_tensor_2015"], "has bulk in log10(GPa), but the model predicts GPa"),
+    (["--split", "all"], "invalid choice: 'all'"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_mistakes_are_one_line_and_status_2(words, message, tmp_path, capsys):
+    model = write_model(tmp_path / "model")
+    assert main(["evaluate", str(model), *words, "--data_dir", str(tmp_path / "data")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
