@@ -12,6 +12,7 @@ MODULES = {
     "train": "cluster.commands.train",
     "predict": "cluster.commands.predict",
     "evaluate": "cluster.commands.evaluate",
+    "convert": "cluster.commands.convert",
     "info": "cluster.commands.info",
     "bench": "cluster.commands.bench",
 }
