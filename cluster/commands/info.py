@@ -14,7 +14,7 @@ from data_pipeline.errors import DataError
 if TYPE_CHECKING:
     from data_pipeline.info import DatasetInfo, TargetInfo
 
-HELP = "show what is in a data set, or list the data sets"
+HELP = "show what is in a data set or a model folder, or list the data sets"
 
 _INDENT = 11
 """Columns before the values."""
@@ -23,7 +23,10 @@ _INDENT = 11
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The data set, where prepared ones lie, and whether to draw it."""
     parser.add_argument(
-        "dataset", nargs="?", metavar="DATASET", help="name of a data set; without it, all are listed"
+        "dataset",
+        nargs="?",
+        metavar="DATASET|MODEL",
+        help="name of a data set, or a model folder such as runs/NAME/model; without it, all data sets are listed",
     )
     parser.add_argument(
         "--plot",
@@ -53,9 +56,47 @@ def run(args: argparse.Namespace) -> None:
             raise UserError("--plot needs DATASET: the name of a prepared data set")
         say("\n".join(list_datasets()))
         return
+    if is_model(Path(args.dataset)):
+        if args.plot is not None:
+            raise UserError(f"--plot draws data sets, and {args.dataset} is a model folder")
+        say("\n".join(describe_model(Path(args.dataset))))
+        return
     say("\n".join(describe_dataset(args.dataset, data_dir)))
     if args.plot is not None:
         say(f"plot      {draw_dataset(args.dataset, data_dir, args.plot)}")
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a model folder is meant: one that has a card, or weights that lack it."""
+    return any((folder / name).is_file() for name in ("config.json", "model.safetensors"))
+
+
+def describe_model(folder: Path) -> list[str]:
+    """Targets with units, architecture and provenance of a model folder. UserError for a card that cannot be read."""
+    from crystalformer.artifact import read_card
+
+    try:
+        card = read_card(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+    lines = [_line("model", str(folder))]
+    for target in card.targets:
+        unit = f" [{target.unit}]" if target.unit else ""
+        lines.append(_line("target", f"{target.name}{unit} = output * {target.scale:.6g} + {target.bias:.6g}"))
+    for name, value in card.model.to_dict().items():
+        lines.append(_line("setting", f"{name} {_words(value)}"))
+    for name, value in card.provenance.items():
+        lines.append(_line("origin", f"{name}: {_words(value)}"))
+    return lines
+
+
+def _words(value: object) -> str:
+    """A value of the card as a person reads it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(_words(item) for item in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def list_datasets() -> list[str]:

@@ -160,3 +160,18 @@ def test_a_run_folder_leads_to_its_model(tmp_path, capsys):
     write_model(tmp_path / "run" / "model")
     assert main(["predict", str(tmp_path / "run"), "files"]) == 2
     assert f"did you mean {tmp_path / 'run' / 'model'}?" in capsys.readouterr().err
+
+
+def test_info_of_a_model(tmp_path, capsys):
+    model = write_model(tmp_path / "model", dataset="elastic_tensor_2015", val_mae={"shear": 0.25})
+    assert main(["info", str(model)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["model", str(model)]
+    assert "target     shear [log10(GPa)] = output * 0.5 + 1.25" in lines
+    assert "setting    scale_real 0.9" in lines and "setting    embedding_dim 32" in lines
+    assert "origin     elements: Na Cl Cs" in lines and "origin     val_mae: shear 0.25" in lines
+    assert main(["info", str(model), "--plot"]) == 2
+    assert "--plot draws data sets" in capsys.readouterr().err
+    (model / "config.json").unlink()
+    assert main(["info", str(model)]) == 2
+    assert "is not a model folder: it has no config.json" in capsys.readouterr().err
