@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-.PHONY: help setup train data test check lint types bench
+.PHONY: help setup train data predict test check lint types bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ train: $(READY) ## train and test: TARGET=shear [DATASET=..] [EPOCHS=..] [WORKER
 
 data: $(READY) ## download and preprocess a data set: DATASET=jarvis__megnet-shear
 	@$(CLI) prepare $(DATASET) $(ARGS)
+
+predict: $(READY) ## predictions as a table: MODEL=runs/../model FILES="a.cif POSCAR .."
+	@$(CLI) predict $(MODEL) $(FILES) $(ARGS)
 
 test: $(READY) ## the tests
 	@$(BIN)/python -m pytest $(ARGS)

@@ -24,13 +24,16 @@ COMMANDS = [
 TRAIN = [c for c in COMMANDS if c.startswith(".venv/bin/crystalformer train")]
 DATA = [c for c in COMMANDS if re.match(r"\.venv/bin/crystalformer (info|prepare)", c)]
 MAKE = [c for c in COMMANDS if c.startswith("make ")]
+USE = [c for c in COMMANDS if re.match(r"\.venv/bin/crystalformer (predict|evaluate|convert)", c)]
 PYTHON = [c for c in COMMANDS if c.startswith(".venv/bin/python -m ")]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the commands run, with the structures.csv that the README speaks of."""
+    """Where the commands run, with the structures.csv, salt.cif and POSCAR that the README speaks of."""
     path = tmp_path_factory.mktemp("readme")
+    (path / "salt.cif").write_text(rocksalt(5.64))
+    (path / "POSCAR").write_text("CsCl\n4.12\n1 0 0\n0 1 0\n0 0 1\nCs Cl\n1 1\ndirect\n0 0 0\n0.5 0.5 0.5\n")
     with (path / "structures.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["id", "cif", "gap"])
@@ -58,12 +61,12 @@ def rocksalt(a: float) -> str:
 
 def test_every_command_is_of_a_kind_that_is_run_here():
     assert len(COMMANDS) >= 12
-    assert sorted(COMMANDS) == sorted([*TRAIN, *DATA, *MAKE, *PYTHON])
+    assert sorted(COMMANDS) == sorted([*TRAIN, *DATA, *USE, *MAKE, *PYTHON])
 
 
-def test_data_and_training_commands(folder, monkeypatch, capsys):
+def test_data_training_and_predicting_commands(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    for command in [c for c in COMMANDS if c in DATA or c in TRAIN]:
+    for command in [c for c in COMMANDS if c in DATA or c in TRAIN or c in USE]:
         words = shlex.split(command)[1:]
         if words[0] == "train":
             # One small batch size, so that the README's own 40 crystals make one.
@@ -73,6 +76,7 @@ def test_data_and_training_commands(folder, monkeypatch, capsys):
         assert main(words) == 0, f"{command}: {capsys.readouterr().err}"
     runs = sorted(path.parent for path in (folder / "runs").rglob("results.json"))
     assert len(runs) == len(TRAIN) - sum("--resume" in c for c in TRAIN)
+    assert len((folder / "shear.csv").read_text().splitlines()) > 100
 
 
 def test_make_train_and_the_other_make_commands(folder):
