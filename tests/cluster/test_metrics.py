@@ -1,6 +1,9 @@
-"""A live run is scraped from Ray's metrics endpoint and read with Prometheus's own parser."""
+"""A run on a Ray that was there before is scraped from its metrics endpoint and read with Prometheus's own parser."""
 
-import threading
+import os
+import signal
+import subprocess
+import sys
 import time
 import urllib.request
 
@@ -10,8 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import cluster  # noqa: F401 - sets Ray's environment before Ray is imported
 from cluster.metrics import _GAUGES, STARTS, STEP_SECONDS, VALIDATION
-from cluster.trainer import train
-from tests.cluster.small import small_config
+from tests.cluster.small import SMALL
 
 DEADLINE_SECONDS = 120
 
@@ -41,27 +43,25 @@ def scrape(endpoint: str) -> dict[str, list]:
     return found
 
 
-def test_a_live_run_is_scraped(endpoint, tmp_path, data_dir):
-    config = small_config(
-        target="shear",
-        dataset="elastic_tensor_2015",
-        data_dir=str(data_dir),
-        storage_path=str(tmp_path),
-        run_name="live",
-        epochs=400,
-        batch_size=64,
-        threads_per_worker=1,
-        cpus_per_worker=1,
+def test_a_live_run_is_scraped(endpoint, tmp_path):
+    settings = {**SMALL, "epochs": 400, "batch_size": 64, "threads_per_worker": 1, "cpus_per_worker": 1}
+    words = [word for key, value in settings.items() for word in (f"--{key}", *map(str, _listed(value)))]
+    places = ["--run_name", "live", "--storage_path", str(tmp_path), "--data_dir", str(tmp_path / "data")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cluster", "train", "--target", "shear", *words, *places],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
     )
-    failure: list[BaseException] = []
-    thread = threading.Thread(target=_train, args=(config, failure), daemon=True)
-    thread.start()
     wanted = {name for name, _ in (*_GAUGES.values(), VALIDATION, STEP_SECONDS)} | {STARTS[0] + "_total"}
     deadline, found = time.monotonic() + DEADLINE_SECONDS, {}
-    while not wanted <= set(found) and time.monotonic() < deadline and thread.is_alive():
+    while not wanted <= set(found) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.5)
         found = scrape(endpoint)
-    assert not failure, failure
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=DEADLINE_SECONDS)[0]
+    assert process.returncode == 128 + signal.SIGTERM, text
     assert wanted <= set(found), wanted - set(found)
     for samples in found.values():
         for sample in samples:
@@ -73,10 +73,5 @@ def test_a_live_run_is_scraped(endpoint, tmp_path, data_dir):
     assert found[STARTS[0] + "_total"][0].value == 1
 
 
-def _train(config, failure):
-    try:
-        train(config)
-    except ray.exceptions.RayError:
-        return  # the test is over and Ray was shut down under the run
-    except BaseException as error:  # noqa: BLE001 - shown by the test
-        failure.append(error)
+def _listed(value):
+    return value if isinstance(value, list) else [value]
