@@ -96,10 +96,10 @@ def test_a_killed_worker_is_replaced(folder, whole):
 def test_a_killed_driver_and_a_damaged_checkpoint(folder, whole):
     run = Run(folder, "driver")
     run.wait_for(5)
-    rest = psutil.Process(run.process.pid).children(recursive=True)
+    workers = run.workers()
     run.process.kill()
     run.process.wait()
-    psutil.wait_procs(rest, timeout=TIMEOUT)  # the workers train on until they notice
+    psutil.wait_procs(workers, timeout=TIMEOUT)  # they train on, and write checkpoints, until they notice
     older, newest = sorted(run.folder.glob("checkpoint_2*"))[-2:]
     file = newest / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
