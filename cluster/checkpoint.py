@@ -65,6 +65,8 @@ class TrainState:
     average_count: int = 0
     best: Best | None = None
     best_weights: Tensors = field(default_factory=dict)
+    rows: tuple[Mapping[str, Any], ...] = ()
+    """The metrics rows of the epochs so far: a driver that died may not have written the last ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +98,7 @@ def write_checkpoint(folder: Path, state: TrainState, settings: Mapping[str, Any
         "optimizer_step": state.optimizer_step,
         "average_count": state.average_count,
         "best": None if state.best is None else asdict(state.best),
+        "rows": [dict(row) for row in state.rows],
         "sha256": {file.name: _digest(file.read_bytes()) for file in sorted(folder.iterdir()) if file.is_file()},
         "settings": dict(settings),
     }
@@ -114,6 +117,7 @@ def read_checkpoint(folder: Path) -> TrainState:
         optimizer_step=record["optimizer_step"],
         average_count=record["average_count"],
         best=None if best is None else Best(**best),
+        rows=tuple(record["rows"]),
         **tensors,
     )
 

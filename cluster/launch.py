@@ -154,10 +154,19 @@ class Recorder:
     def _record(self, message: Message) -> None:
         if message["kind"] == "row":
             self._row(message["row"])
+        elif message["kind"] == "history":
+            self._catch_up(message["rows"])
         elif message["kind"] == "step":
             self._progress.step(message["epoch"], message["done"], message["total"])
         else:
             self.note(message["text"])
+
+    def _catch_up(self, rows: list[dict[str, Any]]) -> None:
+        """Write the rows of a checkpoint that a driver before this one could not write any more."""
+        for row in rows:
+            if row["epoch"] > self._last:
+                self._log.append(row)
+                self._last = row["epoch"]
 
     def _row(self, row: dict[str, Any]) -> None:
         if row["epoch"] <= self._last:  # workers went back to a checkpoint: its epochs are run again

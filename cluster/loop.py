@@ -119,11 +119,13 @@ class Worker:
         self._position = Position() if state is None else state.position
         self._best = None if state is None else state.best
         self._best_weights = {} if state is None else state.best_weights
+        self._rows: list[Mapping[str, Any]] = [] if state is None else list(state.rows)
         self._average: AveragedWeights | None = None
         if state is not None:
             self._engine.load_optimizer_state(OptimizerState(moments=state.moments, step=state.optimizer_step))
             if state.average_count:
                 self._average = AveragedWeights(self._engine, state.average, state.average_count)
+            self._send("history", rows=self._rows)
             self._send("note", text=f"resuming after step {state.position.step}, in epoch {state.position.epoch}")
 
     def _restored_state(self) -> TrainState | None:
@@ -199,9 +201,11 @@ class Worker:
         row["val_mae"] = self._validate(epoch)
         seconds = position.seconds + time.monotonic() - start
         self._position = Position(epoch=epoch + 1, step=step, seconds=seconds)
+        row["seconds"] = seconds
+        self._rows.append(row)
         if self._place.rank == 0:
             self._metrics.row(row)
-        self._send("row", row=row | {"seconds": seconds})
+        self._send("row", row=row)
         return True
 
     def _rate(self, step: int, steps_an_epoch: int) -> float:
@@ -287,6 +291,7 @@ class Worker:
             average_count=0 if self._average is None else self._average.count,
             best=self._best,
             best_weights=self._best_weights,
+            rows=tuple(self._rows),
         )
         self._coordinator.saved()
         metrics = {"epoch": self._position.epoch - 1, "finished": outcome is not None}

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 
 Message = dict[str, Any]
-"""``kind`` ("row", "step", "note") and what belongs to it."""
+"""``kind`` ("row", "history", "step", "note") and what belongs to it."""
 
 
 @ray.remote(num_cpus=0)
