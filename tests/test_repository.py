@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = {"crystalformer", "data_pipeline", "cluster", "tune"}
 TOP_LEVEL = PACKAGES | {
     ".ci",
+    ".dockerignore",
     ".gitignore",
     "LICENSE",
     "Makefile",
