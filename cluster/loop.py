@@ -229,7 +229,8 @@ class Worker:
         """Validation MAE by target in its unit; the best epoch's weights are kept."""
         evaluation = self._evaluate("val")
         errors = evaluation.mae(self._job.scaling, self._config.data.target)
-        if self._best is None or evaluation.score < self._best.score:
+        # A first epoch that diverged to NaN must not stand in the way of finite ones.
+        if np.isfinite(evaluation.score) and (self._best is None or evaluation.score < self._best.score):
             self._best = Best(epoch=epoch, score=evaluation.score, mae=errors)
             self._best_weights = self._engine.weights()
         return errors

@@ -51,11 +51,6 @@ SCHEMA = pa.schema(
 """A row a crystal: shells of each atom (n,), then all shells (S,): atom j, Å, images."""
 
 
-def build_shells(structures: StructureTable, radius: float) -> pa.Table:
-    """The shells of every crystal of a table, in its order, within ``radius`` Å; in this process."""
-    return pa.concat_tables([SCHEMA.empty_table(), *_found_here(structures, 0, radius)]).combine_chunks()
-
-
 def _found_here(structures: StructureTable, start: int, radius: float) -> Iterator[pa.Table]:
     for first in range(start, structures.num_rows, _CHUNK):
         yield _find(structures, np.arange(first, min(first + _CHUNK, structures.num_rows)), radius)
