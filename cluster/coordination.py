@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any
 
-import ray
 import torch
 
 from cluster.collective import all_reduce
+from cluster.host import Host
 from cluster.machine import Place
 
 CHECK_SECONDS = 1.0
@@ -34,9 +33,8 @@ class Order(IntEnum):
 class Coordinator:
     """Asked after every step; answers the same on every worker."""
 
-    def __init__(self, monitor: Any, place: Place, clock: Callable[[], float] = time.monotonic) -> None:  # noqa: ANN401 - a Ray actor handle
-        self._monitor, self._place, self._clock = monitor, place, clock
-        self._asked: Any = None
+    def __init__(self, host: Host, place: Place, clock: Callable[[], float] = time.monotonic) -> None:
+        self._host, self._place, self._clock = host, place, clock
         self._checked_at = self._saved_at = clock()
         self._checked_step = self._next_step = 0
 
@@ -62,17 +60,6 @@ class Coordinator:
         return step + min(MOST_STEPS, max(1, int(taken * CHECK_SECONDS / seconds)))
 
     def _decide(self) -> Order:
-        if self._stop_wanted():
+        if self._host.stopping():
             return Order.STOP
         return Order.CHECKPOINT if self._clock() - self._saved_at > CHECKPOINT_SECONDS else Order.GO_ON
-
-    def _stop_wanted(self) -> bool:
-        """The driver's wish as of a moment ago: the answer to the last question, without waiting for a new one."""
-        if self._asked is None:
-            self._asked = self._monitor.stopping.remote()
-        ready, _ = ray.wait([self._asked], timeout=0)
-        if not ready:
-            return False
-        wanted = bool(ray.get(self._asked))
-        self._asked = None
-        return wanted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,19 +20,30 @@ from cluster.loop import Job, run_worker
 from cluster.monitor import Message, Monitor
 from cluster.progress import Progress
 from cluster.report import MetricsLog, read_metrics
-from cluster.tables import SplitTables, share
+from cluster.tables import SharedTables, SplitTables, TablesOnDisk, share
 
 POLL_SECONDS = 0.25
 
+AnyTables = SplitTables | SharedTables | TablesOnDisk
+
 
 def launch(
-    config: TrainConfig, run_dir: Path, tables: dict[str, SplitTables], scaling: TargetScaling, units: dict[str, str]
+    config: TrainConfig,
+    run_dir: Path,
+    tables: Mapping[str, AnyTables],
+    scaling: TargetScaling,
+    units: dict[str, str],
+    follow: Callable[[Message], bool] = lambda _: True,
 ) -> Path:
-    """Train to the end and give the final checkpoint's folder. RunStopped where a signal ended it before."""
+    """Train to the end and give the final checkpoint's folder. RunStopped where a signal ended it before.
+
+    ``follow`` is given every metrics row; where it says False the workers stop at their next step, with a checkpoint.
+    """
     monitor = Monitor.remote()  # type: ignore[attr-defined]  # made by ray.remote
     trainer = _trainer(config, run_dir, tables, scaling, monitor)
     done = read_metrics(run_dir)[-1:] if config.run.resume else []
-    with Recorder(run_dir, config, units, done[0]["epoch"] if done else 0) as recorder, Interrupts() as interrupts:
+    before = done[0]["epoch"] if done else 0
+    with Recorder(run_dir, config, units, before, follow) as recorder, Interrupts() as interrupts:
         fit = _Fit(trainer)
         fit.start()
         told = False
@@ -40,6 +52,7 @@ def launch(
             recorder.take(monitor)
             if interrupts.received is not None and not told:
                 recorder.note("stopping: a checkpoint is written at the next step; once more to stop at once")
+            if (interrupts.received is not None or recorder.enough) and not told:
                 monitor.stop.remote()
                 told = True
         recorder.take(monitor)
@@ -79,7 +92,7 @@ class _Fit(threading.Thread):
 def _trainer(
     config: TrainConfig,
     run_dir: Path,
-    tables: dict[str, SplitTables],
+    tables: Mapping[str, AnyTables],
     scaling: TargetScaling,
     monitor: Any,  # noqa: ANN401 - a Ray actor handle
 ) -> TorchTrainer:
@@ -125,9 +138,18 @@ def worker_resources(config: TrainConfig) -> tuple[int, dict[str, float], bool]:
 class Recorder:
     """Rows and notes of the workers: into metrics.jsonl and TensorBoard, and onto the terminal."""
 
-    def __init__(self, run_dir: Path, config: TrainConfig, units: dict[str, str], done_epochs: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        config: TrainConfig,
+        units: dict[str, str],
+        done_epochs: int,
+        follow: Callable[[Message], bool],
+    ) -> None:
         """Go on after ``done_epochs`` epochs that are in metrics.jsonl already."""
-        self._run_dir = run_dir
+        self._run_dir, self._follow = run_dir, follow
+        self.enough = False
+        """Whether ``follow`` has seen enough."""
         self._progress = Progress(config.optim.epochs, units, done_epochs=done_epochs)
         self._log = MetricsLog(run_dir, done_epochs + 1 if config.run.resume else None)
         self._last = done_epochs
@@ -175,3 +197,4 @@ class Recorder:
         self._last = row["epoch"]
         self._log.append(row)
         self._progress.update(row)
+        self.enough = not self._follow(row) or self.enough

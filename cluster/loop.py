@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from cluster.dealing import deal, global_batches, micro_batches
 from cluster.engine import AveragedWeights, Engine, OptimizerState, learning_rate
 from cluster.evaluation import Evaluation, evaluate
 from cluster.feed import Feed, TargetScaling
+from cluster.host import Host, RayTrainHost
 from cluster.machine import Place, device_name, peak_memory_mb
 from cluster.metrics import RunMetrics
 from cluster.tables import SharedTables, TablesOnDisk
@@ -76,8 +77,8 @@ def run_worker(job: Job) -> None:
         world_size=context.get_world_size(),
         device=ray.train.torch.get_device() if config.scale.device != "cpu" else torch.device("cpu"),
     )
-    _prepare_process(config, job.threads, place.device)
-    Worker(config, job, place).run()
+    prepare_process(config, job.threads, place.device)
+    Worker(config, job, place, RayTrainHost(job.monitor)).run()
 
 
 def averaged_epochs(config: TrainConfig) -> int:
@@ -86,7 +87,8 @@ def averaged_epochs(config: TrainConfig) -> int:
     return optim.swa_epochs if optim.swa_epochs < optim.epochs else optim.epochs // 2
 
 
-def _prepare_process(config: TrainConfig, threads: int, device: torch.device) -> None:
+def prepare_process(config: TrainConfig, threads: int, device: torch.device) -> None:
+    """Threads, seed and determinism of this process, before a Worker is made in it."""
     torch.set_num_threads(threads)
     torch.manual_seed(config.run.seed)
     # On a CPU everything used here is deterministic as it is, and torch's switch makes index_add ten times slower.
@@ -98,15 +100,15 @@ def _prepare_process(config: TrainConfig, threads: int, device: torch.device) ->
 class Worker:
     """One worker's part of a run."""
 
-    def __init__(self, config: TrainConfig, job: Job, place: Place) -> None:
+    def __init__(self, config: TrainConfig, job: Job, place: Place, host: Host) -> None:
         """Take up the latest checkpoint, or start with fresh weights and the first batch's statistics."""
-        self._config, self._job, self._place = config, job, place
+        self._config, self._job, self._place, self._host = config, job, place, host
         self._feeds = {
             split: Feed(tables.fetch(), config.data.target, job.radius, job.scaling)
             for split, tables in job.tables.items()
         }
         self._last_message = 0.0
-        self._coordinator = Coordinator(job.monitor, place)
+        self._coordinator = Coordinator(host, place)
         self._metrics = RunMetrics(str(config.run.run_name), config.data.target, place)
         state = self._restored_state()
         model = Crystalformer(config.model, backend=config.scale.backend).to(place.device)
@@ -130,11 +132,9 @@ class Worker:
 
     def _restored_state(self) -> TrainState | None:
         """The newest reported checkpoint that is whole; damaged ones are passed over with a note."""
-        latest = ray.train.get_checkpoint()
-        if latest is None:
+        candidates = self._host.checkpoints()
+        if not candidates:
             return None
-        reported = [item.checkpoint for item in ray.train.get_all_reported_checkpoints()]
-        candidates = [latest, *(c for c in reversed(reported) if c.path != latest.path)]
         for checkpoint in candidates:
             try:
                 with checkpoint.as_directory() as folder:
@@ -154,13 +154,20 @@ class Worker:
 
     def run(self) -> None:
         """Train from the current position to the end, test, and report the final checkpoint."""
+        for _ in self.epochs():
+            pass
+        if self._position.epoch > self._config.optim.epochs:
+            self._finish()
+
+    def epochs(self) -> Iterator[Mapping[str, Any]]:
+        """Train epoch by epoch, giving each one's metrics row; ends early, after a checkpoint, where told to stop."""
         epochs = self._config.optim.epochs
         for epoch in range(self._position.epoch, epochs + 1):
             if not self._train_epoch(epoch):
                 return
+            yield self._rows[-1]
             if epoch < epochs and epoch % self._config.scale.checkpoint_every == 0:
                 self._report_checkpoint()
-        self._finish()
 
     def _train_epoch(self, epoch: int) -> bool:
         """One epoch, or what is left of it, and its validation. False where the run stops, after a checkpoint."""
@@ -280,7 +287,7 @@ class Worker:
     # Reporting -------------------------------------------------------------------------------------------------
 
     def _report_checkpoint(self, outcome: Outcome | None = None) -> None:
-        """Hand the whole state to Ray Train; the first worker writes it, all of them wait until it is stored."""
+        """Hand the whole state to the host; the first worker writes it, all of them wait until it is stored."""
         optimizer = self._engine.optimizer_state()
         average = {} if self._average is None else self._engine.gathered(self._average.shards)
         state = TrainState(
@@ -297,20 +304,20 @@ class Worker:
         self._coordinator.saved()
         metrics = {"epoch": self._position.epoch - 1, "finished": outcome is not None}
         if self._place.rank != 0:
-            ray.train.report(metrics)
+            self._host.keep(metrics, None)
             return
         folder = Path(tempfile.mkdtemp(prefix="crystalformer-checkpoint-"))
         try:
             if outcome is not None:
                 write_outcome(folder, outcome)
             write_checkpoint(folder, state, self._job.config)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            self._host.keep(metrics, ray.train.Checkpoint.from_directory(folder))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _send(self, kind: str, **content: Any) -> None:  # noqa: ANN401 - plain values of a message
         if self._place.rank == 0:
-            self._job.monitor.send.remote({"kind": kind, **content})
+            self._host.send({"kind": kind, **content})
 
     def _send_step(self, epoch: int, done: int, total: int) -> None:
         if time.monotonic() - self._last_message >= STEP_MESSAGE_SECONDS:

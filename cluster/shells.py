@@ -83,14 +83,14 @@ def _list_column(parts: list[npt.NDArray[np.generic]], value_type: pa.DataType) 
     return pa.LargeListArray.from_arrays(pa.array(offsets), values)
 
 
-def _found(structures: StructureTable, radius: float, progress: Progress) -> Iterator[pa.Table]:
+def _found(structures: StructureTable, radius: float, progress: Progress, ray_from: float) -> Iterator[pa.Table]:
     """The shells of all crystals in order: the first found here and timed; the rest by Ray Data if they are many."""
     total, done, start = structures.num_rows, 0, time.monotonic()
     for piece in _found_here(structures, 0, radius):
         yield piece
         done += len(piece)
         progress("neighbour lists", done, total)
-        if (time.monotonic() - start) / done * (total - done) > RAY_FROM_SECONDS:
+        if (time.monotonic() - start) / done * (total - done) > ray_from:
             break
     if done == total:
         return
@@ -140,8 +140,12 @@ def cached_shells(
     radius: float,
     fingerprint: str,
     progress: Progress | None = None,
+    *,
+    ray_from: float = RAY_FROM_SECONDS,
 ) -> pa.Table:
     """The shells of a split from ``folder/shells``, found and written there on first use; memory-mapped.
+
+    From ``ray_from`` seconds of work left Ray Data finds them; infinity where its tasks could not get a CPU.
 
     ``fingerprint`` identifies the prepared data; a file made from other data is replaced. The file is the same bytes
     whoever finds the shells. UserError where it cannot be written.
@@ -150,7 +154,7 @@ def cached_shells(
     identity = {"format": FORMAT, "data": fingerprint, "rows": str(structures.num_rows)}
     ready = MappedTable.matching(path, identity)
     if ready is None:
-        write_table(path, SCHEMA, _found(structures, radius, progress or _silent), identity)
+        write_table(path, SCHEMA, _found(structures, radius, progress or _silent, ray_from), identity)
         ready = MappedTable(path)
     return ready.table
 

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.shells import Progress, cached_shells, shells_file
+from cluster.shells import RAY_FROM_SECONDS, Progress, cached_shells, shells_file
 from cluster.spool import MappedTable, write_table
 from data_pipeline.prepared import PreparedDataset
 from data_pipeline.table import StructureTable, checked_files, read_pieces
@@ -94,14 +94,16 @@ def open_split(
     targets: Sequence[str],
     radius: float,
     progress: Progress | None = None,
+    *,
+    ray_from: float = RAY_FROM_SECONDS,
 ) -> SplitTables:
-    """A split and its shells within ``radius`` Å, memory-mapped; files are made on first use.
+    """A split and its shells within ``radius`` Å, memory-mapped; files are made on first use (``cached_shells``).
 
     Raises DataError where the split lacks a target, UserError where the files cannot be written.
     """
     structures = cached_structures(dataset, split, targets)
     everything = StructureTable.from_arrow(structures, (), str(dataset.split_path(split)))
-    shells = cached_shells(dataset.path, split, everything, radius, dataset.fingerprint, progress)
+    shells = cached_shells(dataset.path, split, everything, radius, dataset.fingerprint, progress, ray_from=ray_from)
     files = (structures_file(dataset, split), shells_file(dataset.path, split, radius))
     return SplitTables(structures=structures, shells=shells, files=files)
 
@@ -123,10 +125,15 @@ def cached_structures(dataset: PreparedDataset, split: str, targets: Sequence[st
     return ready.table
 
 
-def share(tables: SplitTables, limit_mb: int) -> SharedTables | TablesOnDisk:
-    """Put a split into the object store as materialized Ray Data sets, or leave one above the limit on disk."""
+def share(tables: SplitTables | SharedTables | TablesOnDisk, limit_mb: int) -> SharedTables | TablesOnDisk:
+    """Put a split into the object store as materialized Ray Data sets, or leave one above the limit on disk.
+
+    Tables that are shared already stay as they are.
+    """
     import ray.data
 
+    if not isinstance(tables, SplitTables):
+        return tables
     if tables.num_bytes > limit_mb * BYTES_A_MB and tables.files is not None:
         return TablesOnDisk(structures=tables.files[0], shells=tables.files[1], limit=limit_mb * BYTES_A_MB)
     structures = ray.data.from_arrow(tables.structures)
