@@ -198,6 +198,10 @@ class RunConfig:
     resume: bool = field(
         default=False, metadata=_meta("go on with the run of that run_name from its last checkpoint")
     )
+    auto_resume: bool = field(
+        default=False,
+        metadata=_meta("resume where there is a run of that run_name, else start it; for what repeats one command"),
+    )
     seed: int = field(default=123, metadata=_meta("seed of initial weights and shuffling, below 2^32"))
     deterministic: bool = field(
         default=True, metadata=_meta("the same numbers in every repetition, on the same machine")
@@ -221,6 +225,13 @@ class RunConfig:
             self.run_name,
             "given where resume is true: the run to go on with",
         )
+        _require(
+            not self.auto_resume or self.run_name is not None,
+            "run_name",
+            self.run_name,
+            "given where auto_resume is true: every repetition has to find the same run",
+        )
+        _require(not (self.auto_resume and self.resume), "auto_resume", value=True, allowed="false where resume is true")
 
 
 SECTIONS: dict[str, type] = {
@@ -356,10 +367,11 @@ def load_yaml(path: str | Path) -> TrainConfig:
 def save_yaml(path: str | Path, config: TrainConfig) -> None:
     """Write every setting to ``path``, so that ``load_yaml`` gives the same run.
 
-    ``resume`` is left out: it says how a command was called, not what the run is.
+    ``resume`` and ``auto_resume`` are left out: they say how a command was called, not what the run is.
     """
     blocks = []
+    calling = ("resume", "auto_resume")
     for section in SECTIONS:
-        values = {name: value for name, value in config.section_values(section).items() if name != "resume"}
+        values = {name: value for name, value in config.section_values(section).items() if name not in calling}
         blocks.append(f"# {section}\n" + dump_yaml(values))
     write_text(path, "\n".join(blocks))

@@ -32,6 +32,7 @@ MODEL_FOLDERS = {BEST: "model", AVERAGE: "model-swa"}
 MAY_CHANGE = frozenset(
     {
         "resume",
+        "auto_resume",
         "storage_path",
         "data_dir",
         "memory_limit_mb",
@@ -49,6 +50,14 @@ MAY_CHANGE = frozenset(
     }
 )
 """Settings a resumed run may be given anew: where and on what it runs, not what it computes."""
+
+
+def settle_resume(config: TrainConfig) -> TrainConfig:
+    """The config with ``auto_resume`` turned into ``resume``: true where the run is there already."""
+    if not config.run.auto_resume:
+        return config
+    there = (Path(config.run.storage_path) / str(config.run.run_name) / CONFIG_FILE).is_file()
+    return replace(config, run=replace(config.run, resume=there, auto_resume=False))
 
 
 def open_run(config: TrainConfig) -> Path:

@@ -12,7 +12,7 @@ from cluster.launch import launch
 from cluster.log import say
 from cluster.progress import counting
 from cluster.report import RunResult
-from cluster.run_folder import CONFIG_FILE, open_run, read_final, run_result, write_run
+from cluster.run_folder import CONFIG_FILE, open_run, read_final, run_result, settle_resume, write_run
 from cluster.session import ray_session
 from cluster.tables import SPLITS, open_split
 from data_pipeline.datasets import resolve
@@ -28,6 +28,7 @@ def train(config: TrainConfig) -> RunResult:
     ``config`` is resolved (``TrainConfig.resolved``). UserError or DataError for what the user can mend.
     """
     start = time.monotonic()
+    config = settle_resume(config)
     run_dir = open_run(config)
     dataset = _prepared(config)
     radius = config.model.neighbor_radius

@@ -88,6 +88,8 @@ WRONG = [
     (RunConfig, {"seed": -1}, "seed must be from 0"),
     (RunConfig, {"seed": 2**32}, "seed must be from 0"),
     (RunConfig, {"resume": True}, "run_name must be given where resume is true"),
+    (RunConfig, {"auto_resume": True}, "run_name must be given where auto_resume is true"),
+    (RunConfig, {"auto_resume": True, "resume": True, "run_name": "a"}, "auto_resume must be false where resume is"),
     (RunConfig, {"deterministic": "yes"}, "deterministic must be true or false, got 'yes'"),
 ]
 
