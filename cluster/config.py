@@ -231,7 +231,8 @@ class RunConfig:
             self.run_name,
             "given where auto_resume is true: every repetition has to find the same run",
         )
-        _require(not (self.auto_resume and self.resume), "auto_resume", value=True, allowed="false where resume is true")
+        both = self.auto_resume and self.resume
+        _require(not both, "auto_resume", self.auto_resume, "false where resume is true")
 
 
 SECTIONS: dict[str, type] = {
