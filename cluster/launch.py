@@ -33,29 +33,30 @@ def launch(
     tables: Mapping[str, AnyTables],
     scaling: TargetScaling,
     units: dict[str, str],
-    follow: Callable[[Message], bool] = lambda _: True,
+    follow: Callable[[list[Message]], bool] = lambda _: True,
 ) -> Path:
     """Train to the end and give the final checkpoint's folder. RunStopped where a signal ended it before.
 
-    ``follow`` is given every metrics row; where it says False the workers stop at their next step, with a checkpoint.
+    ``follow`` is asked several times a second, with the metrics rows that have come in since; once it says False the
+    workers stop at their next step, with a checkpoint.
     """
     monitor = Monitor.remote()  # type: ignore[attr-defined]  # made by ray.remote
     trainer = _trainer(config, run_dir, tables, scaling, monitor)
     done = read_metrics(run_dir)[-1:] if config.run.resume else []
     before = done[0]["epoch"] if done else 0
-    with Recorder(run_dir, config, units, before, follow) as recorder, Interrupts() as interrupts:
+    with Recorder(run_dir, config, units, before) as recorder, Interrupts() as interrupts:
         fit = _Fit(trainer)
         fit.start()
         told = False
         while fit.is_alive():
             fit.join(POLL_SECONDS)
-            recorder.take(monitor)
+            enough = not follow(recorder.take(monitor))
             if interrupts.received is not None and not told:
                 recorder.note("stopping: a checkpoint is written at the next step; once more to stop at once")
-            if (interrupts.received is not None or recorder.enough) and not told:
+            if (interrupts.received is not None or enough) and not told:
                 monitor.stop.remote()
                 told = True
-        recorder.take(monitor)
+        follow(recorder.take(monitor))
     result = fit.result()
     if result.checkpoint is None:
         raise RuntimeError(f"training ended without a checkpoint in {run_dir}")
@@ -138,18 +139,9 @@ def worker_resources(config: TrainConfig) -> tuple[int, dict[str, float], bool]:
 class Recorder:
     """Rows and notes of the workers: into metrics.jsonl and TensorBoard, and onto the terminal."""
 
-    def __init__(
-        self,
-        run_dir: Path,
-        config: TrainConfig,
-        units: dict[str, str],
-        done_epochs: int,
-        follow: Callable[[Message], bool],
-    ) -> None:
+    def __init__(self, run_dir: Path, config: TrainConfig, units: dict[str, str], done_epochs: int) -> None:
         """Go on after ``done_epochs`` epochs that are in metrics.jsonl already."""
-        self._run_dir, self._follow = run_dir, follow
-        self.enough = False
-        """Whether ``follow`` has seen enough."""
+        self._run_dir = run_dir
         self._progress = Progress(config.optim.epochs, units, done_epochs=done_epochs)
         self._log = MetricsLog(run_dir, done_epochs + 1 if config.run.resume else None)
         self._last = done_epochs
@@ -164,10 +156,12 @@ class Recorder:
         self._log.close()
         self._progress.__exit__(kind, error, trace)
 
-    def take(self, monitor: Any) -> None:  # noqa: ANN401 - a Ray actor handle
-        """Fetch and record what has come in."""
-        for message in ray.get(monitor.drain.remote()):
+    def take(self, monitor: Any) -> list[Message]:  # noqa: ANN401 - a Ray actor handle
+        """Fetch and record what has come in; gives the metrics rows among it."""
+        messages: list[Message] = ray.get(monitor.drain.remote())
+        for message in messages:
             self._record(message)
+        return [message["row"] for message in messages if message["kind"] == "row"]
 
     def note(self, text: str) -> None:
         """Show a line that stays."""
@@ -197,4 +191,3 @@ class Recorder:
         self._last = row["epoch"]
         self._log.append(row)
         self._progress.update(row)
-        self.enough = not self._follow(row) or self.enough

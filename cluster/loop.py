@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,11 @@ class Worker:
         model.freeze_statistics(feed.batch(rows, self._place.device)[0], all_reduce)
 
     # Training --------------------------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        """The metrics rows of the epochs that are done, those before a checkpoint included."""
+        return self._rows
 
     def run(self) -> None:
         """Train from the current position to the end, test, and report the final checkpoint."""
