@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cluster.config import ALIASES, SECTIONS, TrainConfig, canonical_names, flat_fields, load_flat, section_fields
@@ -20,7 +20,9 @@ _TITLES = {
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 
 
-def add_config_options(parser: argparse.ArgumentParser, sections: Sequence[str] = tuple(SECTIONS)) -> None:
+def add_config_options(
+    parser: argparse.ArgumentParser, sections: Sequence[str] = tuple(SECTIONS), *, without: Sequence[str] = ()
+) -> None:
     """Add --config and a flag for every setting of the sections, with the authors' spellings, in groups."""
     parser.add_argument(
         "--config",
@@ -32,10 +34,18 @@ def add_config_options(parser: argparse.ArgumentParser, sections: Sequence[str] 
     spellings = {name: alias for alias, name in ALIASES.items()}
     for section in sections:
         group = parser.add_argument_group(_TITLES[section])
-        for spec in section_fields(section):
-            _add_flag(group, spec.name, spec, _help_text(spec, spellings.get(spec.name)))
-            if spec.name in spellings:
-                _add_flag(group, spellings[spec.name], spec, argparse.SUPPRESS)
+        add_options(group, [spec for spec in section_fields(section) if spec.name not in without], spellings)
+
+
+def add_options(
+    group: argparse._ArgumentGroup, specs: Iterable[FieldSpec], spellings: Mapping[str, str] | None = None
+) -> None:
+    """A flag for every setting, and one more for each that has another spelling."""
+    for spec in specs:
+        alias = (spellings or {}).get(spec.name)
+        _add_flag(group, spec.name, spec, _help_text(spec, alias))
+        if alias is not None:
+            _add_flag(group, alias, spec, argparse.SUPPRESS)
 
 
 def _add_flag(group: argparse._ArgumentGroup, name: str, spec: FieldSpec, help_text: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 MODULES = {
     "prepare": "cluster.commands.prepare",
     "train": "cluster.commands.train",
+    "tune": "tune.command",
     "predict": "cluster.commands.predict",
     "evaluate": "cluster.commands.evaluate",
     "convert": "cluster.commands.convert",

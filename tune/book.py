@@ -1,0 +1,225 @@
+"""The bookkeeping of a search: what to try next, what became of each trial, when a trial is to end.
+
+Everything is written to the study at once. A trial is known by its number in the study; its user attributes hold the
+search it belongs to, its epochs and seconds, and the reason where it failed or was cut short.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from cluster.config import TrainConfig
+from tune.space import Settings, Space
+
+SEARCH, REASON, SECONDS, EPOCH = "search", "reason", "seconds", "best_epoch"
+"""User attributes of a trial: run_name of the search, why it ended early, seconds it took, epoch of its value."""
+
+WORDS = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "stopped early",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "unfinished",
+    TrialState.WAITING: "waiting",
+}
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRecord:
+    """A trial as people see it."""
+
+    number: int
+    search: str
+    """run_name of the search it belongs to."""
+    state: str
+    """One of ``WORDS``."""
+    value: float | None
+    """Smallest validation MAE over its epochs, in the target's unit; None before the first."""
+    epochs: int
+    """Done."""
+    best_epoch: int | None
+    seconds: float | None
+    """Of training, start and data."""
+    settings: Settings
+    """The varied settings."""
+    reason: str
+    """Why it failed or was cut short; empty elsewhere."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will not be gone on with."""
+        return self.state in [WORDS[state] for state in ENDED]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suggestion:
+    """A trial to run: its number and the varied settings."""
+
+    number: int
+    settings: Settings
+
+
+class Book:
+    """Suggests, records and judges. Calls from several threads are taken one after another."""
+
+    def __init__(  # noqa: PLR0913 - what a search is made of
+        self,
+        study: Study,
+        space: Space,
+        base: Mapping[str, Any],
+        search: str,
+        limit: int,
+        refuse: Callable[[TrainConfig], str | None],
+        ended: Callable[[TrialRecord], None],
+    ) -> None:
+        """``base``: the settings that are not varied, flat. ``limit``: trials of this search, in all.
+
+        ``refuse`` gives the reason why a config that is right in itself shall not be run; ``ended`` hears of every
+        trial that has ended.
+        """
+        self._study, self._space, self._base = study, space, dict(base)
+        self._search, self._limit, self._refuse, self._ended = search, limit, refuse, ended
+        self._lock = threading.RLock()
+        self._trials: dict[int, Trial] = {}
+        self._values: dict[int, list[float]] = {}
+        self._started: dict[int, float] = {}
+        self._to_go_on = [t for t in self._own() if t.state is TrialState.RUNNING]
+        self._taken = len([t for t in self._own() if t.state in ENDED])
+        self.closed = False
+        """Nothing is recorded any more: trials under way stay as they are, to be gone on with."""
+
+    def _own(self) -> list[FrozenTrial]:
+        return [t for t in self._study.get_trials(deepcopy=False) if t.user_attrs.get(SEARCH) == self._search]
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return next(t for t in self._study.get_trials(deepcopy=False) if t.number == number)
+
+    @property
+    def ended_trials(self) -> int:
+        """Trials of this search that have ended."""
+        with self._lock:
+            return len([t for t in self._own() if t.state in ENDED])
+
+    # Suggesting ------------------------------------------------------------------------------------------------
+
+    def next(self) -> Suggestion | None:
+        """The next trial to run: one that was cut off, or a new one; None where the search has all its trials.
+
+        A combination that no run can have is recorded as failed, one that ``refuse`` passes over as stopped early.
+        """
+        with self._lock:
+            while not self.closed and self._taken < self._limit:
+                self._taken += 1
+                suggestion = self._take()
+                problem = self._problem(suggestion)
+                if problem is None:
+                    self._started[suggestion.number] = time.monotonic()
+                    return suggestion
+                state, reason = problem
+                self._tell(suggestion.number, state, reason)
+            return None
+
+    def _take(self) -> Suggestion:
+        if self._to_go_on:
+            trial = Trial(self._study, self._to_go_on.pop(0)._trial_id)
+        else:
+            trial = self._study.ask()
+            trial.set_user_attr(SEARCH, self._search)
+        # Values that the study has already stay; what a killed search had not yet drawn is drawn now.
+        settings = self._space.settings(self._space.suggest(trial))
+        self._trials[trial.number] = trial
+        known = self._frozen(trial.number).intermediate_values
+        self._values[trial.number] = [known[step] for step in sorted(known)]
+        return Suggestion(number=trial.number, settings=settings)
+
+    def _problem(self, suggestion: Suggestion) -> tuple[TrialState, str] | None:
+        try:
+            config = TrainConfig.from_flat(self._base | suggestion.settings)
+        except ValueError as error:
+            return TrialState.FAIL, str(error)
+        refused = self._refuse(config)
+        return None if refused is None else (TrialState.PRUNED, refused)
+
+    # Recording -------------------------------------------------------------------------------------------------
+
+    def epochs_done(self, number: int, errors: Sequence[float]) -> bool:
+        """Take the validation MAE of every epoch so far; whether the trial should go on.
+
+        The value of an epoch is the smallest error up to it: that of the weights a run keeps.
+        """
+        with self._lock:
+            if self.closed:
+                return True
+            trial, values = self._trials[number], self._values[number]
+            for error in errors[len(values) :]:
+                values.append(min([error, *values[-1:]]))
+                trial.report(values[-1], len(values))
+            return not trial.should_prune()
+
+    def complete(self, number: int) -> None:
+        """The trial has done all its epochs."""
+        self._tell(number, TrialState.COMPLETE, "")
+
+    def stop(self, number: int, reason: str = "") -> None:
+        """The trial was stopped early: by the comparison with others, or for ``reason``."""
+        self._tell(number, TrialState.PRUNED, reason)
+
+    def fail(self, number: int, reason: str) -> None:
+        """The trial has failed."""
+        self._tell(number, TrialState.FAIL, reason)
+
+    def _tell(self, number: int, state: TrialState, reason: str) -> None:
+        with self._lock:
+            if self.closed:
+                return
+            trial, values = self._trials.pop(number), self._values.pop(number)
+            if reason:
+                trial.set_user_attr(REASON, " ".join(reason.split())[:500])
+            started = self._started.pop(number, None)
+            before = trial.user_attrs.get(SECONDS, 0.0)
+            if started is not None:
+                trial.set_user_attr(SECONDS, round(before + time.monotonic() - started, 3))
+            if values:
+                trial.set_user_attr(EPOCH, 1 + values.index(min(values)))
+            self._study.tell(trial, values[-1] if state is TrialState.COMPLETE else None, state=state)
+            self._ended(record(self._frozen(number), self._space))
+
+    def close(self) -> None:
+        """Record nothing more: what is under way can be resumed."""
+        with self._lock:
+            self.closed = True
+
+
+def record(trial: FrozenTrial, space: Space) -> TrialRecord:
+    """A trial of the study as people see it."""
+    values = [value for _, value in sorted(trial.intermediate_values.items()) if math.isfinite(value)]
+    return TrialRecord(
+        number=trial.number,
+        search=str(trial.user_attrs.get(SEARCH, "")),
+        state=WORDS[trial.state],
+        value=min(values) if values else None,
+        epochs=len(trial.intermediate_values),
+        best_epoch=1 + values.index(min(values)) if values else None,
+        seconds=trial.user_attrs.get(SECONDS),
+        settings=space.settings(trial.params),
+        reason=str(trial.user_attrs.get(REASON, "")),
+    )
+
+
+def records(study: Study, space: Space) -> list[TrialRecord]:
+    """All trials of the study, by number."""
+    return [record(trial, space) for trial in study.get_trials(deepcopy=False)]
+
+
+def best(trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The trial with the smallest value, failed ones left out; None where there is none."""
+    good = [trial for trial in trials if trial.value is not None and trial.state != WORDS[TrialState.FAIL]]
+    return min(good, key=lambda trial: (trial.value, trial.number), default=None)

@@ -1,0 +1,57 @@
+"""``crystalformer tune``."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+from typing import Any
+
+HELP = "search for the settings with the smallest validation error"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The search's own options, then every setting of a training run but ``epochs``, which is a trial's."""
+    from cluster.fields import specs_of
+    from cluster.options import add_config_options, add_options
+    from tune.config import SearchConfig
+
+    add_options(parser.add_argument_group("search"), specs_of(SearchConfig))
+    add_config_options(parser, without=("epochs",))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check everything that can be checked without Ray, search, and say what was found."""
+    from cluster.options import read_settings
+
+    settings = read_settings(args)
+    given = _given(args)
+    from tune.folder import is_there, new_search, saved_search  # Optuna takes a second to import
+
+    again = bool(settings.get("resume")) or (bool(settings.get("auto_resume")) and is_there(settings))
+    settings = {name: value for name, value in settings.items() if name != "auto_resume"} | {"resume": again}
+    plan = saved_search(settings, given) if again else new_search(settings, given, datetime.now())
+    from cluster.log import say
+    from tune.report import summary
+    from tune.search import search  # Ray takes seconds to import
+
+    result = search(plan)
+    say("\n".join(summary(plan, result.trials, result.unit)))
+    if not result.finished:
+        say(f"unfinished  the time was up; go on with --run_name {plan.name} --resume")
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The search's own options that were given, each of the right type. UserError."""
+    from cluster.errors import UserError
+    from cluster.fields import parse_words, specs_of
+    from tune.config import SearchConfig
+
+    found: dict[str, Any] = {}
+    try:
+        for spec in specs_of(SearchConfig):
+            if hasattr(args, spec.name):
+                words = getattr(args, spec.name)
+                found[spec.name] = parse_words(spec, [words] if isinstance(words, str) else words)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return found

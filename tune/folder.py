@@ -1,0 +1,174 @@
+"""A search's run folder: ``runs/tune-…/``, opened, locked against a second process, and read again on --resume.
+
+config.yaml holds the settings of the trials but for what is searched, search.yaml the rest, and both are what the
+search was begun with; a database's address is kept without user and password.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cluster.config import TrainConfig, load_flat, save_yaml
+from cluster.errors import UserError
+from cluster.files import dump_yaml, read_yaml, write_text
+from cluster.run_folder import CONFIG_FILE
+from cluster.run_folder import MAY_CHANGE as RUN_MAY_CHANGE
+from tune.config import MAY_CHANGE, SearchConfig
+from tune.space import Space, check_values, load_space, read_space
+from tune.study import VARIABLE, is_own_file, shown_url, storage_url
+
+SEARCH_FILE = "search.yaml"
+BEST_FILE = "best.yaml"
+TRIALS_FOLDER = "trials"
+RULES = "rules"
+"""Key of search.yaml for the space itself: the file it was read from may change."""
+
+_CHANGE_ANYWAY = RUN_MAY_CHANGE | {"resume", "auto_resume"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """A search that is ready to begin or to go on."""
+
+    config: TrainConfig
+    """Settings of a trial, but for what is searched; resolved, ``epochs`` being a trial's."""
+    options: SearchConfig
+    space: Space
+    folder: Path
+    url: str
+    """Of the study's database; may hold a password."""
+
+    @property
+    def name(self) -> str:
+        """run_name: what tells this search's trials from others' in a shared study."""
+        return str(self.config.run.run_name)
+
+    @property
+    def study_name(self) -> str:
+        """Of the study."""
+        return self.options.study_name or self.name
+
+    @property
+    def objective(self) -> str:
+        """The target whose error is minimized."""
+        return self.options.objective or self.config.data.target[0]
+
+
+def new_search(settings: Mapping[str, Any], given: Mapping[str, Any], now: datetime) -> Search:
+    """A search from the settings of its trials and its own, by flat name. UserError names what is wrong."""
+    from data_pipeline.datasets import resolve
+
+    own = dict(given) | ({"epochs": settings["epochs"]} if "epochs" in settings else {})
+    try:
+        options = SearchConfig.from_flat(own)
+        config = TrainConfig.from_flat({**settings, "epochs": options.epochs})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    found = resolve(config.data.dataset, config.data.target, Path(config.data.data_dir))
+    name = f"tune-{'+'.join(found.target_names)}-{found.name}-{now:%Y%m%d-%H%M%S}"
+    config = replace(config, run=replace(config.run, run_name=config.run.run_name or name))
+    config = config.resolved(dataset=found.name, target=found.target_names, now=now)
+    space = load_space(options.space, config)
+    return _search(config, options, space)
+
+
+def _search(config: TrainConfig, options: SearchConfig, space: Space) -> Search:
+    if "://" in config.run.storage_path:
+        raise UserError(
+            f"storage_path of a search must be a folder that all nodes share, got {config.run.storage_path!r}"
+        )
+    folder = Path(config.run.storage_path).resolve() / str(config.run.run_name)
+    url = storage_url(options, folder)
+    shown_url(url)
+    search = Search(config=config, options=options, space=space, folder=folder, url=url)
+    if search.objective not in config.data.target:
+        targets = ", ".join(config.data.target)
+        raise UserError(f"objective must be one of the targets {targets}, got {search.objective!r}")
+    return search
+
+
+def saved_search(settings: Mapping[str, Any], given: Mapping[str, Any]) -> Search:
+    """The search of ``run_name`` as it was begun, with what may change as given anew.
+
+    UserError where there is none, where something else differs, or where its database is not named again.
+    """
+    if settings.get("run_name") is None:
+        raise UserError("run_name must be given where resume is true: the search to go on with")
+    folder = Path(settings.get("storage_path", "runs")).resolve() / str(settings["run_name"])
+    if not (folder / SEARCH_FILE).is_file():
+        raise UserError(f"run_name {settings['run_name']!r} cannot be resumed: {folder} holds no {SEARCH_FILE}")
+    flat, saved = load_flat(folder / CONFIG_FILE), read_yaml(folder / SEARCH_FILE)
+    rules, place = saved.pop(RULES), saved.pop("storage")
+    _check_same(settings, flat, _CHANGE_ANYWAY)
+    _check_same(given, saved, MAY_CHANGE)
+    keep = {"storage_path": str(folder.parent), "run_name": str(settings["run_name"])}
+    try:
+        config = TrainConfig.from_flat(flat | {k: v for k, v in settings.items() if k in _CHANGE_ANYWAY} | keep)
+        options = SearchConfig.from_flat(saved | {k: v for k, v in given.items() if k in MAY_CHANGE})
+        space = read_space(rules)
+        check_values(space, config)
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}") from error
+    search = _search(config, options, space)
+    now = None if is_own_file(search.url, search.folder) else shown_url(search.url)
+    if now != place:
+        where = place or "its own folder"
+        raise UserError(
+            f"the search's study is in {where}; name it with --storage or {VARIABLE}"
+            if place
+            else f"the search's study is in {where}: leave out --storage and unset {VARIABLE}"
+        )
+    return search
+
+
+def _check_same(given: Mapping[str, Any], saved: Mapping[str, Any], may_change: frozenset[str]) -> None:
+    for name, value in given.items():
+        plain = list(value) if isinstance(value, tuple) else value
+        was = saved.get(name)
+        was = list(was) if isinstance(was, tuple) else was
+        if name not in may_change and name in saved and was != plain:
+            raise UserError(f"{name} is {plain!r} but the search to resume was started with {was!r}")
+
+
+def is_there(settings: Mapping[str, Any]) -> bool:
+    """Whether the search of run_name was begun before."""
+    folder = Path(settings.get("storage_path", "runs")) / str(settings.get("run_name"))
+    return (folder / SEARCH_FILE).is_file()
+
+
+def begin(search: Search) -> None:
+    """Make the folder of a new search and write what it is begun with. UserError where its name is taken."""
+    taken = [name for name in (SEARCH_FILE, CONFIG_FILE) if (search.folder / name).exists()]
+    if taken:
+        raise UserError(f"run_name {search.name!r} exists in {search.folder.parent}; give another, or --resume")
+    place = None if is_own_file(search.url, search.folder) else shown_url(search.url)
+    values = search.options.to_flat() | {"storage": place, RULES: search.space.rules()}
+    try:
+        save_yaml(search.folder / CONFIG_FILE, search.config)
+        write_text(search.folder / SEARCH_FILE, dump_yaml(values))
+    except OSError as error:
+        raise UserError(
+            f"storage_path {search.config.run.storage_path!r} cannot be written: {error.strerror}"
+        ) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Within, no other process goes on with this search; a process that dies lets go. UserError where one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder} is in use: another process goes on with this search") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,168 @@
+"""The data of all trials, prepared once: structures in the object store, neighbour lists found for few radii.
+
+A run needs its neighbours within a radius that follows from scale_real, gauss_lb_real and cutoff_sigmas, so nearly
+every trial needs another one. Lists within a larger radius hold those within a smaller one, in the same order:
+the library finds them for radii that grow by ``STEP`` from the radius of the settings as given, whose lists
+``crystalformer train`` uses as well, keeps them on disk beside the data for this and every later search, and cuts
+them to a trial's own radius. A trial's tables are then the very ones that ``train`` would use.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from cluster.feed import TargetScaling
+from cluster.shells import SCHEMA
+from cluster.tables import BYTES_A_MB, SharedTables, SplitTables, TablesOnDisk, open_split, share
+from data_pipeline.prepared import PreparedDataset
+from data_pipeline.table import StructureTable
+
+TRIAL_SPLITS = ("train", "val")
+"""A trial looks at these; the test split is for the training that follows."""
+
+STEP = 1.25
+"""A list holds up to this many times the radius that is needed: at most twice the images."""
+
+KEPT = 4
+"""Radii whose cut lists stay in the object store after the trials that used them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialData:
+    """What the library hands to a trial."""
+
+    tables: dict[str, SharedTables | TablesOnDisk]
+    radius: float
+    """Å, of the lists: the trial's, or larger where they are read from disk."""
+    scaling: TargetScaling
+    found: bool
+    """Whether lists had to be found for this trial."""
+    seconds: float
+    """That the trial waited for it."""
+
+
+def grid_radius(radius: float, base: float) -> float:
+    """The smallest base * STEP^k (k may be negative) that is at least ``radius`` (Å)."""
+    if radius <= 0 or base <= 0:
+        return max(radius, 0.0)
+    power = math.ceil(math.log(radius / base) / math.log(STEP) - 1e-9)
+    found = base * STEP**power
+    return found if found >= radius else radius
+
+
+def within(shells: pa.Table, radius: float) -> pa.Table:
+    """The lists cut to ``radius`` (Å): the shells no farther, in their order."""
+    rows, atoms = _flat(shells.column("rows_an_atom"))
+    starts, distance = _flat(shells.column("distance"))
+    keep = distance <= np.float32(radius)
+    kept_before = np.concatenate([[0], np.cumsum(keep)])
+    atom_ends = starts[0] + np.concatenate([[0], np.cumsum(atoms)])
+    per_atom = np.diff(kept_before[atom_ends - starts[0]])
+    offsets = kept_before[starts - starts[0]]
+    columns = [_list(rows - rows[0], per_atom, pa.int32())]
+    for name in ("neighbor", "distance", "count"):
+        _, values = _flat(shells.column(name))
+        columns.append(_list(offsets, values[keep], SCHEMA.field(name).type.value_type))
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[Any, Any]:
+    """(rows + 1,) offsets into the file's values, and the values of these rows."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks)
+    offsets = array.offsets.to_numpy().astype(np.int64, copy=False)
+    return offsets, array.values.to_numpy(zero_copy_only=True)[offsets[0] : offsets[-1]]
+
+
+def _list(offsets: Any, values: Any, kind: pa.DataType) -> pa.LargeListArray:  # noqa: ANN401 - numpy arrays
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values, kind))
+
+
+class Tables:
+    """The library itself; ``Library`` is the actor around it. Threads may call it at once."""
+
+    def __init__(self, dataset: PreparedDataset, targets: tuple[str, ...], base_radius: float, limit_mb: int) -> None:
+        """``base_radius``: Å, of the settings as given. ``limit_mb``: a split above it is read from disk."""
+        self._dataset, self._targets, self._limit_mb = dataset, targets, limit_mb
+        self._base_radius = base_radius
+        self._opened: dict[float, dict[str, SplitTables]] = {}
+        self._shared: OrderedDict[float, dict[str, SharedTables | TablesOnDisk]] = OrderedDict()
+        self._structures: dict[str, Any] = {}
+        self._locks: dict[float, threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._scalings: dict[str, TargetScaling] = {}
+        self.requests, self.found = 0, 0
+
+    def data(self, radius: float, normalize: str) -> TrialData:
+        """Everything for a trial whose lists reach ``radius`` Å and whose targets are normalized in that way."""
+        start = time.monotonic()
+        opened, found = self._open(grid_radius(radius, self._base_radius))
+        with self._lock:
+            self.requests += 1
+            self.found += found
+            tables, whole = self._cut(opened, radius)
+            scaling = self._scaling(opened["train"], normalize)
+        reach = grid_radius(radius, self._base_radius) if whole else radius
+        return TrialData(tables=tables, radius=reach, scaling=scaling, found=found, seconds=time.monotonic() - start)
+
+    def _open(self, radius: float) -> tuple[dict[str, SplitTables], bool]:
+        """The splits with their lists within a radius of the grid, and whether they had to be found just now."""
+        with self._lock:
+            lock = self._locks.setdefault(radius, threading.Lock())
+        with lock:
+            if radius in self._opened:
+                return self._opened[radius], False
+            before = {path.name for path in (self._dataset.path / "shells").glob("*.arrow")}
+            # Trials hold the cluster's CPUs while they wait for this, so Ray Data's tasks would never get one.
+            opened = {
+                split: open_split(self._dataset, split, self._targets, radius, ray_from=math.inf)
+                for split in TRIAL_SPLITS
+            }
+            self._opened[radius] = opened
+            new = {path.name for path in (self._dataset.path / "shells").glob("*.arrow")} - before
+            return opened, bool(new)
+
+    def _cut(
+        self, opened: dict[str, SplitTables], radius: float
+    ) -> tuple[dict[str, SharedTables | TablesOnDisk], bool]:
+        """The splits cut to the radius and shared; or, above the limit, whole and on disk."""
+        if radius in self._shared:
+            self._shared.move_to_end(radius)
+            return self._shared[radius], False
+        if any(tables.num_bytes > self._limit_mb * BYTES_A_MB for tables in opened.values()):
+            return {split: share(tables, self._limit_mb) for split, tables in opened.items()}, True
+        shared: dict[str, SharedTables | TablesOnDisk] = {}
+        for split, tables in opened.items():
+            if split not in self._structures:
+                self._structures[split] = [ray.put(tables.structures)]
+            lists = within(tables.shells, radius) if radius > 0 else tables.shells
+            shared[split] = SharedTables(structures=self._structures[split], shells=[ray.put(lists)])
+        self._shared[radius] = shared
+        while len(self._shared) > KEPT:
+            self._shared.popitem(last=False)
+        return shared, False
+
+    def _scaling(self, train: SplitTables, normalize: str) -> TargetScaling:
+        if normalize not in self._scalings:
+            values = StructureTable.from_arrow(train.structures, self._targets).targets()
+            self._scalings[normalize] = TargetScaling.fit(values, normalize)
+        return self._scalings[normalize]
+
+    def counts(self) -> tuple[int, int]:
+        """Requests so far, and how many of them had to wait for lists to be found."""
+        return self.requests, self.found
+
+
+@ray.remote(num_cpus=0, max_concurrency=16)
+class Library(Tables):
+    """The library as an actor beside the driver, which sees the data folder."""

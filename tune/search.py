@@ -1,0 +1,356 @@
+"""A search from its checked settings to its report: Ray Tune runs the trials, the book (book.py) says which."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from optuna.study import Study
+from ray import tune as ray_tune
+from ray.tune import Callback, FailureConfig, PlacementGroupFactory, Stopper
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from sqlalchemy.exc import SQLAlchemyError
+
+from cluster.config import TrainConfig
+from cluster.errors import UserError
+from cluster.interrupts import Interrupts, RunStopped
+from cluster.session import ray_session
+from cluster.tables import cached_structures
+from data_pipeline.prepared import PreparedDataset
+from data_pipeline.table import StructureTable
+from tune.book import Book, TrialRecord, records
+from tune.data import prepared
+from tune.folder import TRIALS_FOLDER, Search, begin, locked
+from tune.library import Library
+from tune.progress import SearchProgress
+from tune.report import write_best, write_report, write_trials
+from tune.space import SEARCHABLE
+from tune.study import Purpose, open_storage, open_study, quiet_optuna, shown_url
+from tune.worker import Trial, TrialSetup
+
+POLL_SECONDS = 0.25
+STOP_SECONDS = 10.0
+"""On a signal Ray Tune gets this long to end the trials; what is left ends with Ray."""
+
+OUTER_CPUS = 0.01
+"""What a trial takes beside its workers, where they are processes of their own."""
+
+_ENVIRONMENT = {
+    # A row an epoch is in the trial's folder already; TensorBoard, CSV and JSON loggers would write it thrice more.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # The study is what a search goes on from, not Ray Tune's own snapshots.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # Results hold lists.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchResult:
+    """What a search has found."""
+
+    folder: Path
+    trials: list[TrialRecord]
+    """Of the whole study, by number."""
+    unit: str
+    finished: bool
+    """Whether all trials of the search have ended."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capacity:
+    """What a trial takes, and how many fit."""
+
+    resources: PlacementGroupFactory
+    config: Mapping[str, Any]
+    """Settings of the workers that follow from it."""
+    threads: int
+    trials: int
+
+
+def search(plan: Search) -> SearchResult:
+    """Run the trials that are missing and write the report.
+
+    UserError or DataError for what the user can mend; RunStopped where a signal ended the search before.
+    """
+    with locked(plan.folder):
+        if not plan.config.run.resume:
+            begin(plan)
+        dataset = prepared(plan.config)
+        units = {t.name: t.unit for t in dataset.targets if t.name in plan.config.data.target}
+        study = _study(plan, units[plan.objective])
+        try:
+            signal_number = _run(plan, dataset, study, units)
+            trials = records(study, plan.space)
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise UserError(
+                f"storage {shown_url(plan.url)} failed: {reason}; go on with --run_name {plan.name} --resume"
+            ) from error
+        own = [trial for trial in trials if trial.search == plan.name and trial.ended]
+        result = SearchResult(
+            folder=plan.folder,
+            trials=trials,
+            unit=units[plan.objective],
+            finished=len(own) >= plan.options.num_trials,
+        )
+        write_report(plan, study, result.trials, result.unit)
+    if signal_number is not None:
+        done = f"{len(own)} of {plan.options.num_trials} trials"
+        raise RunStopped(f"stopped after {done}; go on with --run_name {plan.name} --resume", signal_number)
+    return result
+
+
+def _study(plan: Search, unit: str) -> Study:
+    """The study, with the settings as given to be tried first."""
+    quiet_optuna()
+    flat = plan.config.to_flat()
+    fixed = [name for name in (*SEARCHABLE, "seed") if name not in plan.space.rules()]
+    purpose = Purpose(
+        dataset=str(plan.config.data.dataset),
+        targets=plan.config.data.target,
+        objective=plan.objective,
+        unit=unit,
+        epochs=plan.options.epochs,
+        space=plan.space.rules(),
+        fixed={name: flat[name] for name in fixed},
+    )
+    sharing = plan.config.run.resume or plan.options.study_name is not None
+    study = open_study(open_storage(plan.url), plan.study_name, plan.options, purpose, sharing=sharing)
+    chosen = plan.space.given(flat)
+    if plan.options.try_given and chosen is not None and not plan.config.run.resume:
+        study.enqueue_trial(chosen, skip_if_exists=True)
+    return study
+
+
+def _run(plan: Search, dataset: PreparedDataset, study: Study, units: Mapping[str, str]) -> int | None:
+    """Run what is missing. The number of the signal that ended it before, or None."""
+    rows = StructureTable.from_arrow(
+        cached_structures(dataset, "train", plan.config.data.target), plan.config.data.target
+    ).num_rows
+    progress = SearchProgress(plan, units[plan.objective])
+
+    def refuse(config: TrainConfig) -> str | None:
+        radius = config.model.neighbor_radius
+        if radius > plan.options.max_radius:
+            return (
+                f"not run: its neighbours reach {radius:.1f} Å, farther than max_radius {plan.options.max_radius:g}"
+            )
+        if config.data.batch_size > rows:
+            return f"not run: batch_size {config.data.batch_size} is more than the {rows} training crystals"
+        return None
+
+    def ended(trial: TrialRecord) -> None:
+        trials = records(study, plan.space)
+        write_trials(plan, trials, units[plan.objective])
+        write_best(plan, trials)
+        progress.ended(trial, trials)
+
+    base = plan.config.to_flat() | {"swa_epochs": 0, "resume": False, "auto_resume": False}
+    book = Book(study, plan.space, base, plan.name, plan.options.num_trials, refuse, ended)
+    if book.ended_trials >= plan.options.num_trials:
+        return None
+    with ray_session():
+        capacity = _capacity(plan)
+        progress.begin(book.ended_trials, capacity.trials)
+        library = _library(plan, dataset)
+        setup = TrialSetup(
+            base=base | dict(capacity.config),
+            folder=str(plan.folder / TRIALS_FOLDER),
+            objective=plan.objective,
+            library=library,
+            threads=capacity.threads,
+            seconds=60 * plan.options.trial_minutes if plan.options.trial_minutes else 1e18,
+            units=units,
+        )
+        with progress, Interrupts() as interrupts:
+            _watch(_Fit(plan, book, setup, capacity), book, interrupts, progress)
+        requests, found = ray.get(library.counts.remote())
+        progress.data(requests, found)
+    return interrupts.received
+
+
+def _watch(fit: _Fit, book: Book, interrupts: Interrupts, progress: SearchProgress) -> None:
+    """Wait for the end; on a signal close the book and have Ray Tune stop."""
+    fit.start()
+    stop_by = None
+    while fit.is_alive() and (stop_by is None or time.monotonic() < stop_by):
+        fit.join(POLL_SECONDS)
+        if interrupts.received is not None and stop_by is None:
+            progress.note("stopping: trials under way can be resumed; once more to stop at once")
+            book.close()
+            fit.ending.set()
+            stop_by = time.monotonic() + STOP_SECONDS
+    book.close()
+    if not fit.is_alive():
+        fit.check()
+
+
+def _library(plan: Search, dataset: PreparedDataset) -> Any:  # noqa: ANN401 - a Ray actor handle
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Library.options(scheduling_strategy=here).remote(  # type: ignore[attr-defined]  # made by ray.remote
+        dataset, plan.config.data.target, plan.config.model.neighbor_radius, plan.config.data.memory_limit_mb
+    )
+
+
+def _capacity(plan: Search) -> Capacity:
+    """How many trials run at once: as many as have their CPUs and GPUs, so that none waits for another's."""
+    scale, total = plan.config.scale, ray.cluster_resources()
+    all_cpus, gpus, workers = total.get("CPU", 1.0), total.get("GPU", 0.0), scale.num_workers
+    gpu = scale.device == "cuda" or (scale.device == "auto" and gpus >= workers)
+    if gpu and gpus < workers:
+        raise UserError(f"device cuda: a trial's {workers} workers need a GPU each, the cluster has {gpus:g}")
+    outer = OUTER_CPUS if workers > 1 else 0.0
+    cpus = scale.cpus_per_worker or min(1.0, int(100 * (all_cpus - outer) / workers) / 100)
+    fit = int((all_cpus + 1e-9) // (cpus * workers + outer))
+    if gpu:
+        fit = min(fit, int(gpus // workers))
+    if fit < 1:
+        raise UserError(
+            f"cpus_per_worker {cpus:g}: a trial of {workers} workers does not fit the cluster's {all_cpus:g} CPUs"
+        )
+    own = {"CPU": cpus} | ({"GPU": 1.0} if gpu else {})
+    threads = scale.threads_per_worker or max(1, int(cpus))
+    return Capacity(
+        resources=PlacementGroupFactory([own if workers == 1 else {"CPU": OUTER_CPUS}]),
+        config={"cpus_per_worker": cpus, "threads_per_worker": threads},
+        threads=threads,
+        trials=min(fit, plan.options.concurrent or fit),
+    )
+
+
+class _Fit(threading.Thread):
+    """Tuner.fit in a thread of its own: Ray then leaves the signals to us."""
+
+    def __init__(self, plan: Search, book: Book, setup: TrialSetup, capacity: Capacity) -> None:
+        super().__init__(name="ray-tune-fit", daemon=True)
+        self.ending = threading.Event()
+        self._error: Exception | None = None
+        minutes = plan.options.max_minutes
+        deadline = time.monotonic() + 60 * minutes if minutes else None
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        trainable = ray_tune.with_resources(ray_tune.with_parameters(Trial, shared=setup), capacity.resources)
+        self._tuner = ray_tune.Tuner(
+            trainable,
+            tune_config=ray_tune.TuneConfig(
+                search_alg=StudySearcher(book),
+                scheduler=StudyScheduler(book),
+                num_samples=-1,
+                max_concurrent_trials=capacity.trials,
+                reuse_actors=plan.config.scale.num_workers == 1,
+            ),
+            run_config=ray_tune.RunConfig(
+                name="ray",
+                storage_path=str(plan.folder),
+                verbose=0,
+                stop=Ending(self.ending, deadline, book),
+                failure_config=FailureConfig(max_failures=plan.options.trial_retries),
+                callbacks=[Callback()],
+            ),
+        )
+
+    def run(self) -> None:
+        """Fit; an error is kept for ``check``."""
+        try:
+            self._tuner.fit()
+        except Exception as error:  # noqa: BLE001 - raised again by check()
+            self._error = error
+
+    def check(self) -> None:
+        """Raise what fit raised."""
+        if self._error is not None:
+            raise self._error
+
+
+class Ending(Stopper):
+    """Ends all trials where the search is to end: on a signal, or when its time is up."""
+
+    def __init__(self, ending: threading.Event, deadline: float | None, book: Book) -> None:
+        self._ending, self._deadline, self._book = ending, deadline, book
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial by itself: that is the scheduler's."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to end; what is under way is then left to be resumed."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            self._ending.set()
+        if self._ending.is_set():
+            self._book.close()
+        return self._ending.is_set()
+
+
+class StudySearcher(Searcher):
+    """Ray Tune's way to ask for the next trial."""
+
+    def __init__(self, book: Book) -> None:
+        super().__init__(metric="errors", mode="min")
+        self._book = book
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial's config."""
+        suggestion = self._book.next()
+        if suggestion is None:
+            return str(Searcher.FINISHED)
+        return {"number": suggestion.number, "settings": suggestion.settings}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: FBT001, FBT002 - Ray Tune's signature
+        """Nothing: the scheduler knows more about how it ended."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is saved as it grows."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+class StudyScheduler(FIFOScheduler):
+    """Ray Tune's way to tell of results, and to hear which trial is to end."""
+
+    def __init__(self, book: Book) -> None:
+        super().__init__()
+        self._book = book
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:  # noqa: ANN401
+        """An epoch has ended: the trial goes on, or is worse than most were at this epoch."""
+        go_on = self._book.epochs_done(result["number"], result["errors"])
+        return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
+
+    def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:  # noqa: ANN401
+        """The trial has ended, one way or another."""
+        number = trial.config["number"]
+        if "errors" in result:
+            self._book.epochs_done(number, result["errors"])
+        if result.get("ended") == "complete":
+            self._book.complete(number)
+        elif result.get("ended") == "failed":
+            self._book.fail(number, result["reason"])
+        else:
+            self._book.stop(number, result.get("reason", ""))
+
+    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:  # noqa: ANN401
+        """Its process died more often than it may."""
+        self._book.fail(trial.config["number"], _death(trial))
+
+
+def _death(trial: TuneTrial) -> str:
+    """Why Ray says that a trial's process is gone, in a line."""
+    error = trial.get_error()
+    text = str(getattr(error, "cause", None) or error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"its process died: {lines[-1] if lines else 'no reason is known'}"

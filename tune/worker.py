@@ -1,0 +1,294 @@
+"""A trial where it runs: the Worker of ``crystalformer train`` in a process that outlives the trial.
+
+Starting a process that has torch and DeepSpeed loaded takes many times longer than starting a trial in one, so one
+actor works off trial after trial. A trial of several workers is a Ray Train run of its own instead.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray import tune as ray_tune
+
+from cluster.config import TrainConfig, save_yaml
+from cluster.loop import Job, Worker, prepare_process
+from cluster.machine import Place
+from cluster.monitor import Message
+from cluster.report import METRICS_FILE, json_ready, read_metrics
+from cluster.run_folder import CONFIG_FILE
+from cluster.storage import RunStore
+from tune.library import TrialData
+
+CHECKPOINT = "checkpoint"
+CLOSE_SECONDS = 20.0
+"""Workers of a trial that is stopped get this long to end by themselves."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialSetup:
+    """What all trials of a search share."""
+
+    base: Mapping[str, Any]
+    """Settings that are not searched, flat."""
+    folder: str
+    """Of the trials' own folders; all nodes see it."""
+    objective: str
+    """Target whose validation MAE is reported."""
+    library: Any
+    """The Library actor."""
+    threads: int
+    """torch threads of a worker."""
+    seconds: float
+    """Time for a trial."""
+    units: Mapping[str, str]
+
+
+class Rows(Protocol):
+    """A training run under way: gives its metrics rows as they come."""
+
+    def __next__(self) -> Row:
+        """The next epoch's row; StopIteration where the run was stopped."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class TrialHost:
+    """What the worker of a one-worker trial lives in (cluster/host.py): a folder and a deadline."""
+
+    def __init__(self, folder: Path, deadline: float) -> None:
+        self._folder, self._deadline = folder, deadline
+
+    def checkpoints(self) -> Sequence[ray.train.Checkpoint]:
+        """The one that is kept, if any."""
+        there = sorted(self._folder.glob(f"{CHECKPOINT}-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+        return [ray.train.Checkpoint.from_directory(str(path)) for path in there]
+
+    def store(self, folder: Path, name: str) -> ray.train.Checkpoint:
+        """Copy into the trial's folder, where it gets its name when it is whole."""
+        partial = Path(tempfile.mkdtemp(dir=self._folder, prefix=".partial-"))
+        shutil.copytree(folder, partial, dirs_exist_ok=True)
+        partial.rename(self._folder / name)
+        return ray.train.Checkpoint.from_directory(str(self._folder / name))
+
+    def keep(self, metrics: Mapping[str, Any], checkpoint: ray.train.Checkpoint | None) -> None:
+        """Drop the checkpoints before it."""
+        if checkpoint is not None:
+            for old in self.checkpoints():
+                if Path(old.path) != Path(checkpoint.path):
+                    shutil.rmtree(old.path)
+
+    def send(self, message: Message) -> None:
+        """Nobody listens: rows are taken from the worker itself."""
+
+    def flush(self) -> None:
+        """Nothing was sent."""
+
+    def stopping(self) -> bool:
+        """Whether the trial's time is up."""
+        return time.monotonic() > self._deadline
+
+
+class OneWorker:
+    """A run in this process."""
+
+    def __init__(self, config: TrainConfig, data: TrialData, folder: Path, threads: int, deadline: float) -> None:
+        device = torch.device("cuda" if config.scale.device != "cpu" and torch.cuda.is_available() else "cpu")
+        _join_alone(device)
+        prepare_process(config, threads, device)
+        job = Job(
+            config=config.to_flat(),
+            tables=data.tables,
+            radius=data.radius,
+            scaling=data.scaling,
+            threads=threads,
+            monitor=None,
+        )
+        worker = Worker(config, job, Place(rank=0, world_size=1, device=device), TrialHost(folder, deadline))
+        self.history: list[Row] = list(worker.rows)
+        """Rows of the epochs before the checkpoint it was resumed from."""
+        self._epochs = worker.epochs()
+
+    def __next__(self) -> Row:
+        return next(self._epochs)
+
+    def close(self) -> None:
+        """Let go of the model and its memory."""
+        del self._epochs
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _join_alone(device: torch.device) -> None:
+    """The process group of one that DeepSpeed wants, once a process."""
+    if dist.is_initialized():
+        return
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    meeting = Path(tempfile.mkdtemp(prefix="crystalformer-trial-")) / "meet"
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", init_method=f"file://{meeting}", rank=0, world_size=1
+    )
+
+
+class ManyWorkers:
+    """A Ray Train run of several workers, followed from this process."""
+
+    def __init__(
+        self, config: TrainConfig, data: TrialData, folder: Path, units: Mapping[str, str], deadline: float
+    ) -> None:
+        from cluster.launch import launch
+
+        self._rows: queue.Queue[Row | Exception | None] = queue.Queue()
+        self._closing = threading.Event()
+        self._deadline = deadline
+        done = (folder / METRICS_FILE).is_file()
+        config = replace(
+            config,
+            run=replace(config.run, run_name=folder.name, storage_path=str(folder.parent), resume=done),
+        )
+        self.history: list[Row] = list(read_metrics(folder))
+
+        def fit() -> None:
+            try:
+                launch(
+                    config,
+                    RunStore(str(folder.parent), folder.name),
+                    data.tables,
+                    data.scaling,
+                    dict(units),
+                    self._follow,
+                )
+                self._rows.put(None)
+            except Exception as error:  # noqa: BLE001 - raised again where the next row is asked for
+                self._rows.put(error)
+
+        self._thread = threading.Thread(target=fit, daemon=True, name="trial")
+        self._thread.start()
+
+    def _follow(self, rows: Sequence[Row]) -> bool:
+        for row in rows:
+            self._rows.put(row)
+        return not self._closing.is_set() and time.monotonic() < self._deadline
+
+    def __next__(self) -> Row:
+        row = self._rows.get()
+        if row is None:
+            raise StopIteration
+        if isinstance(row, Exception):
+            raise row
+        return row
+
+    def close(self) -> None:
+        """Have the workers stop, and wait for them a little."""
+        self._closing.set()
+        self._thread.join(CLOSE_SECONDS)
+
+
+class Trial(ray_tune.Trainable):
+    """Ray Tune's side of a trial: a step is an epoch."""
+
+    def setup(self, config: dict[str, Any], shared: TrialSetup) -> None:
+        """Remember what is to be run; the run begins with the first step, so that its errors are the trial's."""
+        self._shared = shared
+        self._rows: OneWorker | ManyWorkers | None = None
+        self._begin(config)
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        self._number, self._settings = int(config["number"]), dict(config["settings"])
+        self._folder = Path(self._shared.folder) / f"{self._number:04d}"
+        self._errors: list[float] = []
+        self._waited = 0.0
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Go on with another trial in this process."""
+        self._close()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One epoch. Whatever goes wrong with this trial is its result, and the process goes on to the next."""
+        try:
+            return self._epoch()
+        except Exception as error:  # noqa: BLE001 - a trial that fails is recorded, the search goes on
+            reason = f"{type(error).__name__}: {error}"
+            self._close()
+            return self._result(ended="failed", reason=reason)
+
+    def _epoch(self) -> dict[str, Any]:
+        if self._rows is None:
+            self._rows = self._run()
+            for row in self._rows.history:
+                self._take(row)
+        try:
+            row = next(self._rows)
+        except StopIteration:
+            minutes, done = self._shared.seconds / 60, len(self._errors)
+            return self._result(ended="stopped", reason=f"its {minutes:g} minutes were up after {done} epochs")
+        self._take(row)
+        if not math.isfinite(self._errors[-1]):
+            return self._result(
+                ended="failed", reason=f"diverged: validation MAE is {self._errors[-1]} in epoch {row['epoch']}"
+            )
+        return self._result(ended="complete" if row["epoch"] >= self._config.optim.epochs else "")
+
+    def _run(self) -> OneWorker | ManyWorkers:
+        shared = self._shared
+        self._config = config = TrainConfig.from_flat(dict(shared.base) | self._settings)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        save_yaml(self._folder / CONFIG_FILE, config)
+        radius = config.model.neighbor_radius
+        data: TrialData = ray.get(shared.library.data.remote(radius, config.optim.normalize_targets))
+        self._waited = data.seconds
+        deadline = time.monotonic() + shared.seconds
+        if config.scale.num_workers > 1:
+            return ManyWorkers(config, data, self._folder, shared.units, deadline)
+        (self._folder / METRICS_FILE).unlink(missing_ok=True)
+        return OneWorker(config, data, self._folder, shared.threads, deadline)
+
+    def _take(self, row: Row) -> None:
+        # Workers that were started again repeat the epochs since their last checkpoint.
+        self._errors[row["epoch"] - 1 :] = [float(row["val_mae"][self._shared.objective])]
+        if self._config.scale.num_workers == 1:  # launch writes it elsewhere
+            with (self._folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(json_ready(row)) + "\n")
+
+    def _result(self, *, ended: str, reason: str = "") -> dict[str, Any]:
+        return {
+            "number": self._number,
+            "errors": list(self._errors),
+            "ended": ended,
+            "reason": reason,
+            "waited": self._waited,
+            "process": os.getpid(),
+            "done": bool(ended),
+        }
+
+    def _close(self) -> None:
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
+
+    def cleanup(self) -> None:
+        """The process ends."""
+        self._close()
