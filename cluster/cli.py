@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 from cluster.commands import MODULES
-from cluster.errors import Incomplete, UserError
+from cluster.errors import Incomplete, RunFailed, UserError
 from cluster.interrupts import RunStopped
 from cluster.parser import Parser, normalize
 from data_pipeline.errors import DataError
@@ -59,6 +59,10 @@ def _run(words: Sequence[str]) -> int:
         if "--debug" in words:
             raise
         return _fail(f"error: {' '.join(str(error).split())}", EXIT_USER_ERROR)
+    except RunFailed as failure:
+        if "--debug" in words:
+            raise
+        return _fail(f"error: {' '.join(str(failure).split())}", failure.exit_status)
     except (RunStopped, Incomplete) as stop:
         return _fail(str(stop), stop.exit_status)
     except KeyboardInterrupt:

@@ -173,6 +173,10 @@ class ScaleConfig:
         default=3, metadata=_meta("failures of workers or nodes to recover from before giving up")
     )
     checkpoint_every: int = field(default=10, metadata=_meta("epochs between checkpoints", "epochs"))
+    checkpoint_minutes: float = field(
+        default=10.0,
+        metadata=_meta("longest time between checkpoints, in mid-epoch too: what a failure costs at most", "min"),
+    )
     keep_checkpoints: int = field(default=2, metadata=_meta("newest checkpoints to keep"))
 
     def __post_init__(self) -> None:
@@ -180,6 +184,8 @@ class ScaleConfig:
         _require_at_least(self, 1, "num_workers", "checkpoint_every", "keep_checkpoints", "threads_per_worker")
         _require_at_least(self, 0, "max_failures")
         _require(0 <= self.zero_stage <= 3, "zero_stage", self.zero_stage, "0, 1, 2 or 3")
+        minutes = self.checkpoint_minutes
+        _require(minutes > 0, "checkpoint_minutes", minutes, "greater than 0")
         cpus = self.cpus_per_worker
         _require(cpus is None or cpus > 0, "cpus_per_worker", cpus, "greater than 0, or none")
         _require(self.deepspeed != "", "deepspeed", self.deepspeed, "the path of a JSON file, or none")

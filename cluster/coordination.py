@@ -18,23 +18,30 @@ CHECK_SECONDS = 1.0
 MOST_STEPS = 1000
 """Steps between two agreements at most."""
 
-CHECKPOINT_SECONDS = 600.0
-"""A failure costs at most about this much work, however long an epoch is."""
-
 
 class Order(IntEnum):
     """What all workers do after a step."""
 
     GO_ON = 0
     CHECKPOINT = 1
-    STOP = 2
+    REGISTER = 2
+    """A checkpoint begun before is written: make it known."""
+    STOP = 3
 
 
 class Coordinator:
     """Asked after every step; answers the same on every worker."""
 
-    def __init__(self, host: Host, place: Place, clock: Callable[[], float] = time.monotonic) -> None:
-        self._host, self._place, self._clock = host, place, clock
+    def __init__(
+        self,
+        host: Host,
+        place: Place,
+        written: Callable[[], bool],
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``written``: whether the first worker has a checkpoint to register. One is due every ``seconds``."""
+        self._host, self._place, self._written, self._seconds, self._clock = host, place, written, seconds, clock
         self._checked_at = self._saved_at = clock()
         self._checked_step = self._next_step = 0
 
@@ -62,4 +69,6 @@ class Coordinator:
     def _decide(self) -> Order:
         if self._host.stopping():
             return Order.STOP
-        return Order.CHECKPOINT if self._clock() - self._saved_at > CHECKPOINT_SECONDS else Order.GO_ON
+        if self._written():
+            return Order.REGISTER
+        return Order.CHECKPOINT if self._clock() - self._saved_at > self._seconds else Order.GO_ON

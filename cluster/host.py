@@ -7,12 +7,14 @@ one Worker (loop.py) does the epochs of both.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
 import ray.train
 
 from cluster.monitor import Message
+from cluster.storage import remove_folder, send_folder
 
 
 class Host(Protocol):
@@ -21,11 +23,20 @@ class Host(Protocol):
     def checkpoints(self) -> Sequence[ray.train.Checkpoint]:
         """The checkpoints kept so far, the newest first."""
 
+    def store(self, folder: Path, name: str) -> ray.train.Checkpoint:
+        """Copy the files of ``folder`` to where checkpoints last, in the order they were written.
+
+        The first worker calls it, from any thread. OSError where that fails; nothing of them is left then.
+        """
+
     def keep(self, metrics: Mapping[str, Any], checkpoint: ray.train.Checkpoint | None) -> None:
-        """Keep a checkpoint. Every worker calls it, the first one with the checkpoint; returns when it is stored."""
+        """Register a stored checkpoint as the newest. Every worker calls it, the first one with the checkpoint."""
 
     def send(self, message: Message) -> None:
         """Pass a message on without waiting."""
+
+    def flush(self) -> None:
+        """Wait until the messages sent so far have arrived."""
 
     def stopping(self) -> bool:
         """Whether the worker should write a checkpoint and end; asked about once a second."""
@@ -37,6 +48,8 @@ class RayTrainHost:
     def __init__(self, monitor: Any) -> None:  # noqa: ANN401 - a Ray actor handle
         self._monitor = monitor
         self._asked: Any = None
+        self._sent: Any = None
+        self._storage = ray.train.get_context().get_storage()
 
     def checkpoints(self) -> Sequence[ray.train.Checkpoint]:
         """Those reported to Ray Train."""
@@ -46,13 +59,34 @@ class RayTrainHost:
         reported = [item.checkpoint for item in ray.train.get_all_reported_checkpoints()]
         return [latest, *(c for c in reversed(reported) if c.path != latest.path)]
 
+    def store(self, folder: Path, name: str) -> ray.train.Checkpoint:
+        """Copy into the run's folder, wherever that is."""
+        files, target = self._storage.storage_filesystem, f"{self._storage.experiment_fs_path}/{name}"
+        try:
+            send_folder(folder, files, target)
+        except Exception:
+            remove_folder(files, target)
+            raise
+        return ray.train.Checkpoint(target, filesystem=files)
+
     def keep(self, metrics: Mapping[str, Any], checkpoint: ray.train.Checkpoint | None) -> None:
-        """Report to Ray Train."""
-        ray.train.report(dict(metrics), checkpoint=checkpoint)
+        """Report to Ray Train; the checkpoint is where it belongs already."""
+        ray.train.report(
+            dict(metrics), checkpoint=checkpoint, checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD
+        )
 
     def send(self, message: Message) -> None:
         """Leave the message with the Monitor."""
-        self._monitor.send.remote(message)
+        self._sent = self._monitor.send.remote(message)
+
+    def failed(self) -> bool:
+        """Whether the run had a failure before that a restart cannot mend."""
+        return bool(ray.get(self._monitor.failed.remote()))
+
+    def flush(self) -> None:
+        """A caller's messages arrive in order, so the last one is waited for."""
+        if self._sent is not None:
+            ray.get(self._sent)
 
     def stopping(self) -> bool:
         """The driver's wish as of a moment ago: the answer to the last question, without waiting for a new one."""

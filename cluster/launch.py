@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config import TrainConfig
-from cluster.errors import UserError
+from cluster.errors import RunFailed, UserError
 from cluster.feed import TargetScaling
 from cluster.interrupts import Interrupts, RunStopped
 from cluster.loop import Job, run_worker
 from cluster.monitor import Message, Monitor
 from cluster.progress import Progress
 from cluster.report import MetricsLog, read_metrics
+from cluster.storage import RunStore
 from cluster.tables import SharedTables, SplitTables, TablesOnDisk, share
 
 POLL_SECONDS = 0.25
@@ -29,22 +30,21 @@ AnyTables = SplitTables | SharedTables | TablesOnDisk
 
 def launch(
     config: TrainConfig,
-    run_dir: Path,
+    store: RunStore,
     tables: Mapping[str, AnyTables],
     scaling: TargetScaling,
     units: dict[str, str],
     follow: Callable[[list[Message]], bool] = lambda _: True,
-) -> Path:
-    """Train to the end and give the final checkpoint's folder. RunStopped where a signal ended it before.
+) -> ray.train.Checkpoint:
+    """Train to the end and give the final checkpoint.
 
     ``follow`` is asked several times a second, with the metrics rows that have come in since; once it says False the
-    workers stop at their next step, with a checkpoint.
+    workers stop at their next step, with a checkpoint. RunStopped where a signal ended the run before, RunFailed
+    where it cannot go on.
     """
-    monitor = Monitor.remote()  # type: ignore[attr-defined]  # made by ray.remote
-    trainer = _trainer(config, run_dir, tables, scaling, monitor)
-    done = read_metrics(run_dir)[-1:] if config.run.resume else []
-    before = done[0]["epoch"] if done else 0
-    with Recorder(run_dir, config, units, before) as recorder, Interrupts() as interrupts:
+    monitor = _monitor()
+    trainer = _trainer(config, store, tables, scaling, monitor)
+    with Recorder(store, config, units) as recorder, Interrupts() as interrupts:
         fit = _Fit(trainer)
         fit.start()
         told = False
@@ -57,14 +57,22 @@ def launch(
                 monitor.stop.remote()
                 told = True
         follow(recorder.take(monitor))
+    if recorder.failure:
+        raise RunFailed(recorder.failure)
     result = fit.result()
     if result.checkpoint is None:
-        raise RuntimeError(f"training ended without a checkpoint in {run_dir}")
+        raise RuntimeError(f"training ended without a checkpoint in {store.location}")
     finished = bool((result.metrics or {}).get("finished"))
     if not finished and interrupts.received is not None:
         name = config.run.run_name
         raise RunStopped(f"stopped; go on with the same command and --run_name {name} --resume", interrupts.received)
-    return Path(result.checkpoint.path)
+    return result.checkpoint
+
+
+def _monitor() -> Any:  # noqa: ANN401 - a Ray actor handle
+    """The Monitor, on the driver's node: it must not be lost with another one."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Monitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # made by ray.remote
 
 
 class _Fit(threading.Thread):
@@ -84,15 +92,30 @@ class _Fit(threading.Thread):
             self._error = error
 
     def result(self) -> Any:  # noqa: ANN401 - Ray's Result
-        """What fit returned, or its error."""
+        """What fit returned. RunFailed says in a line why it failed; its cause tells all."""
         if self._error is not None:
-            raise self._error
+            raise RunFailed(f"training failed: {_reason(self._error)}; --debug tells more") from self._error
         return self._result
+
+
+def _reason(error: Exception) -> str:
+    """The first worker's error, or the controller's, without its traceback."""
+    failures = getattr(error, "worker_failures", None)
+    first = next(iter(failures.items()), None) if failures else None
+    if first is not None:
+        rank, error = first
+        return f"worker {rank}: {_last_line(error)}"
+    return _last_line(getattr(error, "controller_failure", error))
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
 
 
 def _trainer(
     config: TrainConfig,
-    run_dir: Path,
+    store: RunStore,
     tables: Mapping[str, AnyTables],
     scaling: TargetScaling,
     monitor: Any,  # noqa: ANN401 - a Ray actor handle
@@ -114,8 +137,7 @@ def _trainer(
             num_workers=config.scale.num_workers, use_gpu=gpu, resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
-            name=run_dir.name,
-            storage_path=str(run_dir.parent),
+            **store.ray_storage,
             failure_config=ray.train.FailureConfig(max_failures=config.scale.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.scale.keep_checkpoints),
         ),
@@ -139,11 +161,15 @@ def worker_resources(config: TrainConfig) -> tuple[int, dict[str, float], bool]:
 class Recorder:
     """Rows and notes of the workers: into metrics.jsonl and TensorBoard, and onto the terminal."""
 
-    def __init__(self, run_dir: Path, config: TrainConfig, units: dict[str, str], done_epochs: int) -> None:
-        """Go on after ``done_epochs`` epochs that are in metrics.jsonl already."""
-        self._run_dir = run_dir
+    def __init__(self, store: RunStore, config: TrainConfig, units: dict[str, str]) -> None:
+        """Go on after the epochs that are in metrics.jsonl already, where the run is resumed."""
+        self._store = store
+        self.failure = ""
+        """Why the run cannot go on, where a worker said so."""
+        done = read_metrics(store.folder)[-1:] if config.run.resume else []
+        done_epochs = done[0]["epoch"] if done else 0
         self._progress = Progress(config.optim.epochs, units, done_epochs=done_epochs)
-        self._log = MetricsLog(run_dir, done_epochs + 1 if config.run.resume else None)
+        self._log = MetricsLog(store.folder, done_epochs + 1 if config.run.resume else None)
         self._last = done_epochs
 
     def __enter__(self) -> Self:
@@ -161,6 +187,7 @@ class Recorder:
         messages: list[Message] = ray.get(monitor.drain.remote())
         for message in messages:
             self._record(message)
+        self._store.push()
         return [message["row"] for message in messages if message["kind"] == "row"]
 
     def note(self, text: str) -> None:
@@ -172,6 +199,8 @@ class Recorder:
             self._row(message["row"])
         elif message["kind"] == "history":
             self._catch_up(message["rows"])
+        elif message["kind"] == "failed":
+            self.failure = message["text"]
         elif message["kind"] == "step":
             self._progress.step(message["epoch"], message["done"], message["total"])
         else:
@@ -187,7 +216,7 @@ class Recorder:
     def _row(self, row: dict[str, Any]) -> None:
         if row["epoch"] <= self._last:  # workers went back to a checkpoint: its epochs are run again
             self._log.close()
-            self._log = MetricsLog(self._run_dir, row["epoch"])
+            self._log = MetricsLog(self._store.folder, row["epoch"])
         self._last = row["epoch"]
         self._log.append(row)
         self._progress.update(row)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,19 +28,19 @@ from cluster.checkpoint import (
     Tensors,
     TrainState,
     read_checkpoint,
-    write_checkpoint,
-    write_outcome,
 )
 from cluster.collective import all_reduce
 from cluster.config import TrainConfig
 from cluster.coordination import Coordinator, Order
 from cluster.dealing import deal, global_batches, micro_batches
 from cluster.engine import AveragedWeights, Engine, OptimizerState, learning_rate
+from cluster.errors import RunFailed, UserError
 from cluster.evaluation import Evaluation, evaluate
 from cluster.feed import Feed, TargetScaling
 from cluster.host import Host, RayTrainHost
 from cluster.machine import Place, device_name, peak_memory_mb
 from cluster.metrics import RunMetrics
+from cluster.saving import Saver
 from cluster.tables import SharedTables, TablesOnDisk
 from crystalformer.batch import CrystalBatch
 from crystalformer.model import Crystalformer
@@ -78,7 +77,20 @@ def run_worker(job: Job) -> None:
         device=ray.train.torch.get_device() if config.scale.device != "cpu" else torch.device("cpu"),
     )
     prepare_process(config, job.threads, place.device)
-    Worker(config, job, place, RayTrainHost(job.monitor)).run()
+    host = RayTrainHost(job.monitor)
+    if host.failed():  # started once more after a failure that no restart can mend
+        return
+    try:
+        Worker(config, job, place, host).run()
+    except RunFailed as failure:  # on every worker alike
+        if place.rank == 0:
+            host.send({"kind": "failed", "text": str(failure)})
+    except (UserError, CheckpointError) as error:  # the others may wait for this worker: Ray Train ends them
+        host.send({"kind": "failed", "text": str(error)})
+        host.flush()
+        raise
+    finally:
+        host.flush()
 
 
 def averaged_epochs(config: TrainConfig) -> int:
@@ -108,7 +120,10 @@ class Worker:
             for split, tables in job.tables.items()
         }
         self._last_message = 0.0
-        self._coordinator = Coordinator(host, place)
+        self._saver = Saver(host, place, job.config)
+        self._coordinator = Coordinator(
+            host, place, lambda: self._saver.written, config.scale.checkpoint_minutes * 60.0
+        )
         self._metrics = RunMetrics(str(config.run.run_name), config.data.target, place)
         state = self._restored_state()
         model = Crystalformer(config.model, backend=config.scale.backend).to(place.device)
@@ -172,7 +187,7 @@ class Worker:
                 return
             yield self._rows[-1]
             if epoch < epochs and epoch % self._config.scale.checkpoint_every == 0:
-                self._report_checkpoint()
+                self._save()
 
     def _train_epoch(self, epoch: int) -> bool:
         """One epoch, or what is left of it, and its validation. False where the run stops, after a checkpoint."""
@@ -193,12 +208,15 @@ class Worker:
             self._metrics.step(step, time.monotonic() - asked)
             self._send_step(epoch, number + 1, len(batches))
             order = self._coordinator.order(step)
-            if order is not Order.GO_ON:
+            if order is Order.REGISTER:
+                self._saver.register()
+            elif order is not Order.GO_ON:
                 so_far = position.loss + float(all_reduce(loss.clone()))
                 seconds = position.seconds + time.monotonic() - start
                 self._position = Position(epoch=epoch, batch=number + 1, step=step, loss=so_far, seconds=seconds)
-                self._report_checkpoint()
+                self._save()
                 if order is Order.STOP:
+                    self._saver.register()
                     return False
         trained = time.monotonic() - start
         row: dict[str, Any] = {
@@ -210,6 +228,11 @@ class Worker:
             "structures_per_s": (len(batches) - position.batch) * config.data.batch_size / trained,
             "data_wait_s": waited,
         }
+        if not math.isfinite(row["train_loss"]):
+            rate = self._config.optim.lr
+            raise RunFailed(
+                f"training diverged in epoch {epoch}: the loss is {row['train_loss']}; try --lr below {rate}"
+            )
         row["val_mae"] = self._validate(epoch)
         seconds = position.seconds + time.monotonic() - start
         self._position = Position(epoch=epoch + 1, step=step, seconds=seconds)
@@ -255,7 +278,7 @@ class Worker:
     def _finish(self) -> None:
         """Test the best-validation and the averaged weights, and report the final checkpoint with the outcome."""
         if self._best is None:
-            raise RuntimeError("no epoch gave a finite validation error: training diverged; try a lower --lr")
+            raise RunFailed("no epoch gave a finite validation error: training diverged; try a lower --lr")
         models = {BEST: self._best_weights}
         if self._average is not None:
             models[AVERAGE] = self._averaged_weights(self._average)
@@ -271,7 +294,8 @@ class Worker:
             "num_parameters": self._num_parameters,
             "peak_memory_mb": float(all_reduce(torch.tensor([peak_memory_mb(self._place.device)]), maximum=True)),
         }
-        self._report_checkpoint(Outcome(facts=facts, models=models, predictions=arrays))
+        self._save(Outcome(facts=facts, models=models, predictions=arrays))
+        self._saver.register()
 
     def _averaged_weights(self, average: AveragedWeights) -> Tensors:
         """The average in full; its batch-norm statistics are those of the train split under it."""
@@ -291,8 +315,8 @@ class Worker:
 
     # Reporting -------------------------------------------------------------------------------------------------
 
-    def _report_checkpoint(self, outcome: Outcome | None = None) -> None:
-        """Hand the whole state to the host; the first worker writes it, all of them wait until it is stored."""
+    def _save(self, outcome: Outcome | None = None) -> None:
+        """Begin a checkpoint of the whole state as it is now."""
         optimizer = self._engine.optimizer_state()
         average = {} if self._average is None else self._engine.gathered(self._average.shards)
         state = TrainState(
@@ -306,19 +330,8 @@ class Worker:
             best_weights=self._best_weights,
             rows=tuple(self._rows),
         )
+        self._saver.begin(state, outcome)
         self._coordinator.saved()
-        metrics = {"epoch": self._position.epoch - 1, "finished": outcome is not None}
-        if self._place.rank != 0:
-            self._host.keep(metrics, None)
-            return
-        folder = Path(tempfile.mkdtemp(prefix="crystalformer-checkpoint-"))
-        try:
-            if outcome is not None:
-                write_outcome(folder, outcome)
-            write_checkpoint(folder, state, self._job.config)
-            self._host.keep(metrics, ray.train.Checkpoint.from_directory(folder))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _send(self, kind: str, **content: Any) -> None:  # noqa: ANN401 - plain values of a message
         if self._place.rank == 0:

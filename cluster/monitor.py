@@ -7,7 +7,7 @@ from typing import Any
 import ray
 
 Message = dict[str, Any]
-"""``kind`` ("row", "history", "step", "note") and what belongs to it."""
+"""``kind`` ("row", "history", "step", "note", "failed") and what belongs to it."""
 
 
 @ray.remote(num_cpus=0)
@@ -17,10 +17,16 @@ class Monitor:
     def __init__(self) -> None:
         self._messages: list[Message] = []
         self._stopping = False
+        self._failed = False
 
     def send(self, message: Message) -> None:
         """Keep a message of a worker."""
+        self._failed = self._failed or message["kind"] == "failed"
         self._messages.append(message)
+
+    def failed(self) -> bool:
+        """Whether a worker told of a failure that a restart cannot mend."""
+        return self._failed
 
     def drain(self) -> list[Message]:
         """All messages since the last call, oldest first."""

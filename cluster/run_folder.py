@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ray.train import Checkpoint
 
 from cluster.checkpoint import AVERAGE, BEST, Outcome, TrainState, read_checkpoint, read_outcome
 from cluster.config import TrainConfig, load_yaml
@@ -15,6 +15,7 @@ from cluster.errors import UserError
 from cluster.feed import TargetScaling
 from cluster.loop import averaged_epochs
 from cluster.report import (
+    METRICS_FILE,
     RunResult,
     collect_versions,
     git_commit,
@@ -22,6 +23,7 @@ from cluster.report import (
     write_predictions,
     write_results,
 )
+from cluster.storage import RunStore
 from crystalformer.artifact import ModelCard, TargetScale, save_model
 from data_pipeline.prepared import PreparedDataset
 from data_pipeline.table import StructureTable
@@ -44,6 +46,7 @@ MAY_CHANGE = frozenset(
         "backend",
         "max_failures",
         "checkpoint_every",
+        "checkpoint_minutes",
         "keep_checkpoints",
         "deepspeed",
         "gradient_accumulation",
@@ -52,34 +55,25 @@ MAY_CHANGE = frozenset(
 """Settings a resumed run may be given anew: where and on what it runs, not what it computes."""
 
 
-def settle_resume(config: TrainConfig) -> TrainConfig:
+def settle_resume(config: TrainConfig, store: RunStore) -> TrainConfig:
     """The config with ``auto_resume`` turned into ``resume``: true where the run is there already."""
     if not config.run.auto_resume:
         return config
-    there = (Path(config.run.storage_path) / str(config.run.run_name) / CONFIG_FILE).is_file()
-    return replace(config, run=replace(config.run, resume=there, auto_resume=False))
+    return replace(config, run=replace(config.run, resume=store.holds(CONFIG_FILE), auto_resume=False))
 
 
-def open_run(config: TrainConfig) -> Path:
-    """The run's folder, made or found. UserError: its name is taken, nothing to resume, or no place to write."""
-    if "://" in config.run.storage_path:
-        raise UserError(f"storage_path must be a folder that all nodes share, got {config.run.storage_path!r}")
-    run_dir = Path(config.run.storage_path).resolve() / str(config.run.run_name)
-    there = (run_dir / CONFIG_FILE).is_file()
+def open_run(config: TrainConfig, store: RunStore) -> None:
+    """Make or find the run's folder. UserError: its name is taken, nothing to resume, no place or space to write."""
+    there = store.holds(CONFIG_FILE)
+    name, parent = config.run.run_name, config.run.storage_path
     if there and not config.run.resume:
-        raise UserError(f"run_name {config.run.run_name!r} exists in {run_dir.parent}; give another, or --resume")
+        raise UserError(f"run_name {name!r} exists in {parent}; give another, or --resume")
     if config.run.resume:
         if not there:
-            raise UserError(f"run_name {config.run.run_name!r} cannot be resumed: {run_dir} holds no {CONFIG_FILE}")
-        _check_same(config, load_yaml(run_dir / CONFIG_FILE))
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        probe = run_dir / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"storage_path {config.run.storage_path!r} cannot be written: {error.strerror}") from error
-    return run_dir
+            raise UserError(f"run_name {name!r} cannot be resumed: {store.location} holds no {CONFIG_FILE}")
+        store.pull(CONFIG_FILE, METRICS_FILE)
+        _check_same(config, load_yaml(store.folder / CONFIG_FILE))
+    store.check_writable()
 
 
 def _check_same(config: TrainConfig, saved: TrainConfig) -> None:
@@ -92,16 +86,18 @@ def _check_same(config: TrainConfig, saved: TrainConfig) -> None:
             raise UserError(f"{name} is {value!r} but the run to resume was started with {was[name]!r}")
 
 
-def read_final(folder: Path) -> tuple[TrainState, Outcome]:
-    outcome = read_outcome(folder)
-    if outcome is None:
-        raise RuntimeError(f"training stopped before its end; its last checkpoint is {folder}")
-    return read_checkpoint(folder), outcome
+def read_final(checkpoint: Checkpoint) -> tuple[TrainState, Outcome]:
+    """Where a finished run stands, and what it found."""
+    with checkpoint.as_directory() as folder:
+        outcome = read_outcome(Path(folder))
+        if outcome is None:
+            raise RuntimeError(f"training stopped before its end; its last checkpoint is {checkpoint.path}")
+        return read_checkpoint(Path(folder)), outcome
 
 
 def run_result(
     config: TrainConfig,
-    run_dir: Path,
+    store: RunStore,
     structures: dict[str, StructureTable],
     units: dict[str, str],
     state: TrainState,
@@ -109,7 +105,7 @@ def run_result(
     seconds: float,
 ) -> RunResult:
     if state.best is None:
-        raise RuntimeError(f"the final checkpoint in {run_dir} names no best epoch")
+        raise RuntimeError(f"the final checkpoint in {store.location} names no best epoch")
     truth = outcome.predictions["truth"].numpy()
     errors = {
         name: dict(zip(config.data.target, np.abs(values.numpy() - truth).mean(0).tolist(), strict=True))
@@ -117,7 +113,7 @@ def run_result(
     }
     facts = outcome.facts
     return RunResult(
-        run_dir=str(run_dir),
+        run_dir=store.location,
         dataset=str(config.data.dataset),
         targets=config.data.target,
         units=units,
@@ -135,7 +131,7 @@ def run_result(
         test_mae=errors[BEST],
         test_mae_swa=errors.get(AVERAGE, {}),
         wall_seconds=seconds,
-        structures_per_second=_throughput(read_metrics(run_dir)),
+        structures_per_second=_throughput(read_metrics(store.folder)),
         peak_memory_mb=facts["peak_memory_mb"],
         versions=collect_versions(),
         git_commit=git_commit(),

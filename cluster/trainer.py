@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from cluster.config import TrainConfig, save_yaml
-from cluster.errors import UserError
+from cluster.errors import RunFailed, UserError
 from cluster.feed import TargetScaling
 from cluster.launch import launch
 from cluster.log import say
@@ -14,6 +14,7 @@ from cluster.progress import counting
 from cluster.report import RunResult
 from cluster.run_folder import CONFIG_FILE, open_run, read_final, run_result, settle_resume, write_run
 from cluster.session import ray_session
+from cluster.storage import RunStore
 from cluster.tables import SPLITS, open_split
 from data_pipeline.datasets import resolve
 from data_pipeline.info import SourceKind
@@ -28,8 +29,18 @@ def train(config: TrainConfig) -> RunResult:
     ``config`` is resolved (``TrainConfig.resolved``). UserError or DataError for what the user can mend.
     """
     start = time.monotonic()
-    config = settle_resume(config)
-    run_dir = open_run(config)
+    store = RunStore(config.run.storage_path, str(config.run.run_name))
+    config = settle_resume(config, store)
+    open_run(config, store)
+    try:
+        return _train(config, store, start)
+    except OSError as error:
+        raise RunFailed(f"{error.filename or store.location}: {error.strerror or error}; see --resume") from error
+    finally:
+        store.close()
+
+
+def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
     dataset = _prepared(config)
     radius = config.model.neighbor_radius
     with counting() as progress:
@@ -37,13 +48,14 @@ def train(config: TrainConfig) -> RunResult:
     structures = {name: StructureTable.from_arrow(t.structures, config.data.target) for name, t in tables.items()}
     _check_sizes(config, structures)
     scaling = TargetScaling.fit(structures["train"].targets(), config.optim.normalize_targets)
-    save_yaml(run_dir / CONFIG_FILE, config)
+    save_yaml(store.folder / CONFIG_FILE, config)
+    store.push(now=True)
     units = {target.name: target.unit for target in dataset.targets if target.name in config.data.target}
     with ray_session():
-        final = launch(config, run_dir, tables, scaling, units)
-    state, outcome = read_final(final)
-    result = run_result(config, run_dir, structures, units, state, outcome, time.monotonic() - start)
-    write_run(run_dir, config, dataset, structures["test"], scaling, outcome, result)
+        final = launch(config, store, tables, scaling, units)
+        state, outcome = read_final(final)
+    result = run_result(config, store, structures, units, state, outcome, time.monotonic() - start)
+    write_run(store.folder, config, dataset, structures["test"], scaling, outcome, result)
     return result
 
 
