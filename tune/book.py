@@ -96,6 +96,10 @@ class Book:
         self.closed = False
         """Nothing is recorded any more: trials under way stay as they are, to be gone on with."""
 
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        """Ray Tune writes its parts to disk for a way of resuming that is not ours: the copy holds nothing."""
+        return _nothing, ()
+
     def _own(self) -> list[FrozenTrial]:
         return [t for t in self._study.get_trials(deepcopy=False) if t.user_attrs.get(SEARCH) == self._search]
 
@@ -156,10 +160,12 @@ class Book:
         The value of an epoch is the smallest error up to it: that of the weights a run keeps.
         """
         with self._lock:
-            if self.closed:
-                return True
+            if self.closed or number not in self._trials:
+                return False
             trial, values = self._trials[number], self._values[number]
             for error in errors[len(values) :]:
+                if not math.isfinite(error):
+                    break
                 values.append(min([error, *values[-1:]]))
                 trial.report(values[-1], len(values))
             return not trial.should_prune()
@@ -178,7 +184,7 @@ class Book:
 
     def _tell(self, number: int, state: TrialState, reason: str) -> None:
         with self._lock:
-            if self.closed:
+            if self.closed or number not in self._trials:
                 return
             trial, values = self._trials.pop(number), self._values.pop(number)
             if reason:
@@ -196,6 +202,10 @@ class Book:
         """Record nothing more: what is under way can be resumed."""
         with self._lock:
             self.closed = True
+
+
+def _nothing() -> None:
+    """What a Book becomes on disk."""
 
 
 def record(trial: FrozenTrial, space: Space) -> TrialRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import optuna
 import ray
 from optuna.study import Study
 from ray import tune as ray_tune
-from ray.tune import Callback, FailureConfig, PlacementGroupFactory, Stopper
+from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, Stopper
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -41,6 +42,9 @@ from tune.worker import Trial, TrialSetup
 POLL_SECONDS = 0.25
 STOP_SECONDS = 10.0
 """On a signal Ray Tune gets this long to end the trials; what is left ends with Ray."""
+
+TUNE_FOLDER = ".ray"
+"""Ray Tune's own files, of no use after the search."""
 
 OUTER_CPUS = 0.01
 """What a trial takes beside its workers, where they are processes of their own."""
@@ -176,13 +180,13 @@ def _run(plan: Search, dataset: PreparedDataset, study: Study, units: Mapping[st
             units=units,
         )
         with progress, Interrupts() as interrupts:
-            _watch(_Fit(plan, book, setup, capacity), book, interrupts, progress)
+            _watch(_Fit(plan, book, setup, capacity), plan, book, interrupts, progress)
         requests, found = ray.get(library.counts.remote())
         progress.data(requests, found)
     return interrupts.received
 
 
-def _watch(fit: _Fit, book: Book, interrupts: Interrupts, progress: SearchProgress) -> None:
+def _watch(fit: _Fit, plan: Search, book: Book, interrupts: Interrupts, progress: SearchProgress) -> None:
     """Wait for the end; on a signal close the book and have Ray Tune stop."""
     fit.start()
     stop_by = None
@@ -191,11 +195,11 @@ def _watch(fit: _Fit, book: Book, interrupts: Interrupts, progress: SearchProgre
         if interrupts.received is not None and stop_by is None:
             progress.note("stopping: trials under way can be resumed; once more to stop at once")
             book.close()
-            fit.ending.set()
             stop_by = time.monotonic() + STOP_SECONDS
     book.close()
     if not fit.is_alive():
         fit.check()
+        shutil.rmtree(plan.folder / TUNE_FOLDER, ignore_errors=True)
 
 
 def _library(plan: Search, dataset: PreparedDataset) -> Any:  # noqa: ANN401 - a Ray actor handle
@@ -236,7 +240,6 @@ class _Fit(threading.Thread):
 
     def __init__(self, plan: Search, book: Book, setup: TrialSetup, capacity: Capacity) -> None:
         super().__init__(name="ray-tune-fit", daemon=True)
-        self.ending = threading.Event()
         self._error: Exception | None = None
         minutes = plan.options.max_minutes
         deadline = time.monotonic() + 60 * minutes if minutes else None
@@ -253,12 +256,12 @@ class _Fit(threading.Thread):
                 reuse_actors=plan.config.scale.num_workers == 1,
             ),
             run_config=ray_tune.RunConfig(
-                name="ray",
+                name=TUNE_FOLDER,
                 storage_path=str(plan.folder),
                 verbose=0,
-                stop=Ending(self.ending, deadline, book),
+                stop=Ending(deadline, book),
                 failure_config=FailureConfig(max_failures=plan.options.trial_retries),
-                callbacks=[Callback()],
+                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             ),
         )
 
@@ -276,10 +279,10 @@ class _Fit(threading.Thread):
 
 
 class Ending(Stopper):
-    """Ends all trials where the search is to end: on a signal, or when its time is up."""
+    """Ends all trials where the search is to end: its book was closed on a signal, or its time is up."""
 
-    def __init__(self, ending: threading.Event, deadline: float | None, book: Book) -> None:
-        self._ending, self._deadline, self._book = ending, deadline, book
+    def __init__(self, deadline: float | None, book: Book) -> None:
+        self._deadline, self._book = deadline, book
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No trial by itself: that is the scheduler's."""
@@ -288,10 +291,8 @@ class Ending(Stopper):
     def stop_all(self) -> bool:
         """Whether to end; what is under way is then left to be resumed."""
         if self._deadline is not None and time.monotonic() > self._deadline:
-            self._ending.set()
-        if self._ending.is_set():
             self._book.close()
-        return self._ending.is_set()
+        return self._book.closed
 
 
 class StudySearcher(Searcher):
