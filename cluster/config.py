@@ -14,6 +14,7 @@ from typing import Any, Literal
 from cluster.errors import UserError
 from cluster.fields import FieldSpec, Required, coerce, specs_of
 from cluster.files import dump_yaml, read_yaml, write_text
+from cluster.workers import WorkerRange
 from crystalformer.config import ModelConfig
 
 LossFunction = Literal["L1", "MSE", "Smooth_L1"]
@@ -151,7 +152,10 @@ class OptimConfig:
 class ScaleConfig:
     """On what to train, and how to live through failures. Wrong values raise ValueError."""
 
-    num_workers: int = field(default=1, metadata=_meta("training processes, one a GPU where there are GPUs"))
+    num_workers: WorkerRange = field(
+        default=WorkerRange(1, 1),
+        metadata=_meta("training processes, one a GPU where there are GPUs; 1-4: as many of them as the cluster has"),
+    )
     zero_stage: int = field(
         default=0,
         metadata=_meta("DeepSpeed ZeRO stage, 0-3: shard optimizer state (1), gradients too (2), weights too (3)"),
@@ -169,21 +173,27 @@ class ScaleConfig:
         metadata=_meta("torch threads of a worker; none: the machine's CPUs shared evenly", "threads"),
     )
     backend: Backend = field(default="auto", metadata=_meta("implementation of the attention"))
+    elastic_seconds: float = field(
+        default=30.0,
+        metadata=_meta("how often a run with a range of workers looks whether the cluster has room for more", "s"),
+    )
     max_failures: int = field(
         default=3, metadata=_meta("failures of workers or nodes to recover from before giving up")
     )
     checkpoint_every: int = field(default=10, metadata=_meta("epochs between checkpoints", "epochs"))
     checkpoint_minutes: float = field(
         default=10.0,
-        metadata=_meta("longest time between checkpoints, in mid-epoch too: what a failure costs at most", "min"),
+        metadata=_meta("longest time between checkpoints, within an epoch too: what a failure costs at most", "min"),
     )
     keep_checkpoints: int = field(default=2, metadata=_meta("newest checkpoints to keep"))
 
     def __post_init__(self) -> None:
         _coerce_fields(self)
-        _require_at_least(self, 1, "num_workers", "checkpoint_every", "keep_checkpoints", "threads_per_worker")
+        _require_at_least(self, 1, "checkpoint_every", "keep_checkpoints", "threads_per_worker")
         _require_at_least(self, 0, "max_failures")
         _require(0 <= self.zero_stage <= 3, "zero_stage", self.zero_stage, "0, 1, 2 or 3")
+        seconds = self.elastic_seconds
+        _require(seconds > 0, "elastic_seconds", seconds, "greater than 0")
         minutes = self.checkpoint_minutes
         _require(minutes > 0, "checkpoint_minutes", minutes, "greater than 0")
         cpus = self.cpus_per_worker
@@ -273,7 +283,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", replace(self.model, num_targets=len(self.data.target)))
-        parts = self.scale.num_workers * self.optim.gradient_accumulation
+        parts = self.scale.num_workers.most * self.optim.gradient_accumulation
         _require(
             self.data.batch_size >= parts,
             "batch_size",
@@ -297,7 +307,7 @@ class TrainConfig:
     def section_values(self, section: str) -> dict[str, Any]:
         """The settings of one of ``SECTIONS``, as plain values."""
         values = {spec.name: getattr(getattr(self, section), spec.name) for spec in section_fields(section)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {name: _plain(value) for name, value in values.items()}
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -324,6 +334,13 @@ class TrainConfig:
             data=replace(self.data, dataset=dataset, target=target),
             run=replace(self.run, run_name=self.run.run_name or made),
         )
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any setting's value
+    """The value as YAML and JSON have it."""
+    if isinstance(value, WorkerRange):
+        return value.plain
+    return list(value) if isinstance(value, tuple) else value
 
 
 def canonical_names(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from functools import cache
 from numbers import Integral, Real
 from typing import Any, Literal
 
-_NOUNS = {int: "integer", float: "number", str: "text", bool: "true or false"}
+from cluster.workers import WorkerRange
+
+_NOUNS = {int: "integer", float: "number", str: "text", bool: "true or false", WorkerRange: WorkerRange.NOUN}
 _TRUTH = {"true": True, "false": False}
 
 
@@ -25,7 +27,7 @@ class FieldSpec:
 
     name: str
     kind: type
-    """int, float, bool or str: of the value, or of each of the values."""
+    """int, float, bool, str or WorkerRange: of the value, or of each of the values."""
     many: bool
     """A tuple of values; a scalar is taken for a tuple of one."""
     optional: bool
@@ -73,7 +75,12 @@ def coerce(spec: FieldSpec, value: object) -> Any:  # noqa: ANN401 - the type is
     return tuple(_coerce_one(spec, item, value) for item in items)
 
 
-def _coerce_one(spec: FieldSpec, item: object, whole: object) -> bool | int | float | str:
+def _coerce_one(spec: FieldSpec, item: object, whole: object) -> bool | int | float | str | WorkerRange:
+    if spec.kind is WorkerRange:
+        try:
+            return WorkerRange.of(item)
+        except ValueError as error:
+            raise ValueError(f"{spec.name} {error}") from error
     if isinstance(item, bool):
         if spec.kind is bool:
             return item

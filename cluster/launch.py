@@ -121,6 +121,7 @@ def _trainer(
     monitor: Any,  # noqa: ANN401 - a Ray actor handle
 ) -> TorchTrainer:
     threads, resources, gpu = worker_resources(config)
+    workers = config.scale.num_workers
     job = Job(
         config=config.to_flat(),
         tables={split: share(table, config.data.memory_limit_mb) for split, table in tables.items()},
@@ -134,7 +135,10 @@ def _trainer(
         train_loop_config=job,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.scale.num_workers, use_gpu=gpu, resources_per_worker=resources
+            num_workers=(workers.fewest, workers.most) if workers.elastic else workers.most,
+            use_gpu=gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=config.scale.elastic_seconds,
         ),
         run_config=ray.train.RunConfig(
             **store.ray_storage,
@@ -147,12 +151,12 @@ def _trainer(
 def worker_resources(config: TrainConfig) -> tuple[int, dict[str, float], bool]:
     """torch threads of a worker, what Ray reserves for it, and whether it has a GPU. UserError for too few GPUs."""
     total, scale = ray.cluster_resources(), config.scale
-    gpus = total.get("GPU", 0.0)
-    if scale.device == "cuda" and gpus < scale.num_workers:
-        raise UserError(f"device cuda: {scale.num_workers} workers need a GPU each, the cluster has {gpus:g}")
-    gpu = scale.device == "cuda" or (scale.device == "auto" and gpus >= scale.num_workers)
+    gpus, workers = total.get("GPU", 0.0), scale.num_workers
+    if scale.device == "cuda" and gpus < workers.fewest:
+        raise UserError(f"device cuda: {workers} workers need a GPU each, the cluster has {gpus:g}")
+    gpu = scale.device == "cuda" or (scale.device == "auto" and gpus >= workers.fewest)
     nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    even = min(total.get("CPU", 1.0) / scale.num_workers, max(nodes))
+    even = min(total.get("CPU", 1.0) / workers.most, max(nodes))
     cpus = scale.cpus_per_worker or (float(int(even)) if even >= 1 else even)
     threads = scale.threads_per_worker or max(1, int(cpus))
     return threads, {"CPU": cpus} | ({"GPU": 1.0} if gpu else {}), gpu

@@ -9,6 +9,7 @@ from typing import Any
 from cluster.config import ALIASES, SECTIONS, TrainConfig, canonical_names, flat_fields, load_flat, section_fields
 from cluster.errors import UserError
 from cluster.fields import FieldSpec, Required, parse_words
+from cluster.workers import WorkerRange
 
 _TITLES = {
     "model": "model",
@@ -17,7 +18,7 @@ _TITLES = {
     "scale": "workers and hardware",
     "run": "run",
 }
-_METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
+_METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false", WorkerRange: "N|N-M"}
 
 
 def add_config_options(

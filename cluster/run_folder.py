@@ -45,6 +45,7 @@ MAY_CHANGE = frozenset(
         "threads_per_worker",
         "backend",
         "max_failures",
+        "elastic_seconds",
         "checkpoint_every",
         "checkpoint_minutes",
         "keep_checkpoints",

@@ -4,8 +4,10 @@ import pytest
 
 from cluster.config import ALIASES, TrainConfig, flat_fields, save_yaml
 from cluster.errors import UserError
+from cluster.fields import coerce
 from cluster.options import add_config_options, read_config, read_settings
 from cluster.parser import Parser, normalize
+from cluster.workers import WorkerRange
 
 
 def parse(*words):
@@ -37,7 +39,7 @@ def test_every_setting_can_be_given_as_the_config_has_it():
         items = value if isinstance(value, list) else [value]
         words = ["none" if item is None else str(item).lower() if item is True else str(item) for item in items]
         given = read_settings(parse(f"--{name}", *words))
-        assert given == {name: tuple(value) if isinstance(value, list) else value}, name
+        assert given == {name: coerce(flat_fields()[name], value)}, name
 
 
 @pytest.mark.parametrize("flag", ["--model_dim", "--model-dim"])
@@ -64,6 +66,8 @@ def test_dash_and_underscore_are_the_same(flag):
         (["--threads_per_worker", "none"], "threads_per_worker", None),
         (["--epochs", "3", "--epochs", "4"], "epochs", 4),
         (["--run_name", "-5"], "run_name", "-5"),
+        (["--num_workers", "3"], "num_workers", WorkerRange(3, 3)),
+        (["--num_workers", "1-4"], "num_workers", WorkerRange(1, 4)),
     ],
 )
 def test_words_become_values(words, name, value):
@@ -74,6 +78,8 @@ def test_words_become_values(words, name, value):
     ("words", "message"),
     [
         (["--epochs", "x"], "epochs must be an integer, got 'x'"),
+        (["--num_workers", "4-1"], "num_workers must be at least 1, a range from the fewest to the most, got '4-1'"),
+        (["--num_workers", "x"], "num_workers must be a number of workers or a range of them such as 1-4, got 'x'"),
         (["--epochs", "1.5"], "epochs must be an integer, got '1.5'"),
         (["--lr", "-nan"], "lr must be a number, got '-nan'"),
         (["--scale_real", "-1.0"], "scale_real must be greater than 0"),
