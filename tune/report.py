@@ -28,11 +28,13 @@ TRIALS_FILE = "trials.csv"
 REPORT_FILE = "report.html"
 PICTURES = {
     "history": "Every trial's validation MAE, and the best so far",
-    "importance": "How much each setting explains of the differences between completed trials (PED-ANOVA)",
-    "parallel": "Each line a completed trial",
-    "slice": "Validation MAE of completed trials by setting",
+    "importance": "How much each setting tells the better trials from the others (PED-ANOVA)",
+    "parallel": "Each line a trial",
+    "slice": "Validation MAE by setting",
 }
 """Name of the picture and what it shows; Optuna draws them."""
+
+EARLY = "Trials that were stopped early stand with the value they had then."
 
 
 def names_of(trials: Sequence[TrialRecord]) -> list[str]:
@@ -127,23 +129,43 @@ def write_report(plan: Search, study: Study, trials: Sequence[TrialRecord], unit
     write_trials(plan, trials, unit)
     write_best(plan, trials)
     label = f"validation MAE {plan.objective}" + (f" [{unit}]" if unit not in ("", "1") else "")
-    missing = _missing(study)
+    shown = _shown(study)
+    missing = _missing(shown)
     for name in PICTURES:
         path = plan.folder / f"{name}.png"
         if name in missing:
             path.unlink(missing_ok=True)
         else:
-            _picture(study, name, label, str(path))
-    write_text(plan.folder / REPORT_FILE, _page(plan, study, trials, label, missing, unit))
+            _picture(shown, name, label, str(path))
+    write_text(plan.folder / REPORT_FILE, _page(plan, shown, trials, label, missing, unit))
+
+
+def _shown(study: Study) -> Study:
+    """The study as it is drawn. Optuna's pictures leave out all but completed trials, so the others become such.
+
+    The value of one stopped early is that of its last epoch, by which it was compared. Numbers stay as they are.
+    """
+    shown = optuna.create_study(direction="minimize")
+    for trial in study.get_trials(deepcopy=False):
+        good = trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and trial.value is not None
+        shown.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.COMPLETE if good else TrialState.FAIL,
+                value=trial.value if good else None,
+                params=trial.params,
+                distributions=trial.distributions,
+            )
+        )
+    return shown
 
 
 def _missing(study: Study) -> dict[str, str]:
     """Pictures that these trials do not allow, and why."""
-    complete = [t for t in study.get_trials(deepcopy=False) if t.state is TrialState.COMPLETE]
-    if not complete:
-        return dict.fromkeys(PICTURES, "no trial was completed")
-    if len(complete) < 2 or len({t.value for t in complete}) < 2:
-        return {"importance": "it needs two completed trials of different value"}
+    values = {t.value for t in study.get_trials(deepcopy=False) if t.state is TrialState.COMPLETE}
+    if not values:
+        return dict.fromkeys(PICTURES, "no trial has a value")
+    if len(values) < 2:
+        return {"importance": "it needs two trials of different value"}
     return {}
 
 
@@ -162,7 +184,7 @@ def _draw(plots: Any, study: Study, name: str, label: str) -> Any:  # noqa: ANN4
 
 
 def _value(trial: optuna.trial.FrozenTrial) -> float:
-    """The trial's value; the function makes Optuna write our label."""
+    """The trial's value; Optuna writes our label only beside a function of ours."""
     return float(trial.value if trial.value is not None else "nan")
 
 
@@ -198,6 +220,7 @@ def _page(
     if leader is not None:
         best_line = f"Best: trial {leader.number}, {label} {leader.value:.4f} in epoch {leader.best_epoch}."
         parts.append(f"<p>{html.escape(best_line)}</p><pre>{html.escape(train_command(plan))}</pre>")
+    parts.append(f"<p>{EARLY}</p>")
     script: bool | str = True
     for name, text in PICTURES.items():
         parts.append(f"<h2>{name.capitalize()}</h2><p>{html.escape(text)}.</p>")

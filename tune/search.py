@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,18 @@ def search(plan: Search) -> SearchResult:
             finished=len(own) >= plan.options.num_trials,
         )
         write_report(plan, study, result.trials, result.unit)
+        _drop_checkpoints(plan, own)
     if signal_number is not None:
         done = f"{len(own)} of {plan.options.num_trials} trials"
         raise RunStopped(f"stopped after {done}; go on with --run_name {plan.name} --resume", signal_number)
     return result
+
+
+def _drop_checkpoints(plan: Search, ended: Sequence[TrialRecord]) -> None:
+    """Nobody goes on with a trial that has ended."""
+    for trial in ended:
+        for path in (plan.folder / TRIALS_FOLDER / f"{trial.number:04d}").glob("*checkpoint*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _study(plan: Search, unit: str) -> Study:
@@ -171,8 +180,7 @@ def _run(plan: Search, dataset: PreparedDataset, study: Study, units: Mapping[st
         progress.begin(book.ended_trials, capacity.trials)
         library = _library(plan, dataset)
         setup = TrialSetup(
-            base=base | dict(capacity.config),
-            folder=str(plan.folder / TRIALS_FOLDER),
+            base=base | dict(capacity.config) | {"storage_path": str(plan.folder.parent)},
             objective=plan.objective,
             library=library,
             threads=capacity.threads,
@@ -212,7 +220,7 @@ def _library(plan: Search, dataset: PreparedDataset) -> Any:  # noqa: ANN401 - a
 def _capacity(plan: Search) -> Capacity:
     """How many trials run at once: as many as have their CPUs and GPUs, so that none waits for another's."""
     scale, total = plan.config.scale, ray.cluster_resources()
-    all_cpus, gpus, workers = total.get("CPU", 1.0), total.get("GPU", 0.0), scale.num_workers
+    all_cpus, gpus, workers = total.get("CPU", 1.0), total.get("GPU", 0.0), scale.num_workers.most
     gpu = scale.device == "cuda" or (scale.device == "auto" and gpus >= workers)
     if gpu and gpus < workers:
         raise UserError(f"device cuda: a trial's {workers} workers need a GPU each, the cluster has {gpus:g}")
@@ -245,6 +253,8 @@ class _Fit(threading.Thread):
         deadline = time.monotonic() + 60 * minutes if minutes else None
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        # At the end it looks for the files of the loggers that are turned off.
+        logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
         trainable = ray_tune.with_resources(ray_tune.with_parameters(Trial, shared=setup), capacity.resources)
         self._tuner = ray_tune.Tuner(
             trainable,
@@ -253,7 +263,7 @@ class _Fit(threading.Thread):
                 scheduler=StudyScheduler(book),
                 num_samples=-1,
                 max_concurrent_trials=capacity.trials,
-                reuse_actors=plan.config.scale.num_workers == 1,
+                reuse_actors=plan.config.scale.num_workers.most == 1,
             ),
             run_config=ray_tune.RunConfig(
                 name=TUNE_FOLDER,

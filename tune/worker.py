@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 import ray.train
@@ -32,10 +32,11 @@ from cluster.machine import Place
 from cluster.monitor import Message
 from cluster.report import METRICS_FILE, json_ready, read_metrics
 from cluster.run_folder import CONFIG_FILE
+from cluster.saving import PREFIX
 from cluster.storage import RunStore
+from tune.folder import TRIALS_FOLDER
 from tune.library import TrialData
 
-CHECKPOINT = "checkpoint"
 CLOSE_SECONDS = 20.0
 """Workers of a trial that is stopped get this long to end by themselves."""
 
@@ -48,8 +49,6 @@ class TrialSetup:
 
     base: Mapping[str, Any]
     """Settings that are not searched, flat."""
-    folder: str
-    """Of the trials' own folders; all nodes see it."""
     objective: str
     """Target whose validation MAE is reported."""
     library: Any
@@ -61,16 +60,6 @@ class TrialSetup:
     units: Mapping[str, str]
 
 
-class Rows(Protocol):
-    """A training run under way: gives its metrics rows as they come."""
-
-    def __next__(self) -> Row:
-        """The next epoch's row; StopIteration where the run was stopped."""
-
-    def close(self) -> None:
-        """End it."""
-
-
 class TrialHost:
     """What the worker of a one-worker trial lives in (cluster/host.py): a folder and a deadline."""
 
@@ -79,22 +68,24 @@ class TrialHost:
 
     def checkpoints(self) -> Sequence[ray.train.Checkpoint]:
         """The one that is kept, if any."""
-        there = sorted(self._folder.glob(f"{CHECKPOINT}-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
-        return [ray.train.Checkpoint.from_directory(str(path)) for path in there]
+        return [ray.train.Checkpoint.from_directory(str(path)) for path in self._stored()]
+
+    def _stored(self) -> list[Path]:
+        return sorted(self._folder.glob(f"{PREFIX}*"), reverse=True)
 
     def store(self, folder: Path, name: str) -> ray.train.Checkpoint:
-        """Copy into the trial's folder, where it gets its name when it is whole."""
+        """Copy into the trial's folder; it appears there when it is whole."""
         partial = Path(tempfile.mkdtemp(dir=self._folder, prefix=".partial-"))
         shutil.copytree(folder, partial, dirs_exist_ok=True)
         partial.rename(self._folder / name)
         return ray.train.Checkpoint.from_directory(str(self._folder / name))
 
     def keep(self, metrics: Mapping[str, Any], checkpoint: ray.train.Checkpoint | None) -> None:
-        """Drop the checkpoints before it."""
+        """Drop the checkpoints before this one."""
         if checkpoint is not None:
-            for old in self.checkpoints():
-                if Path(old.path) != Path(checkpoint.path):
-                    shutil.rmtree(old.path)
+            for path in self._stored():
+                if str(path) != checkpoint.path:
+                    shutil.rmtree(path)
 
     def send(self, message: Message) -> None:
         """Nobody listens: rows are taken from the worker itself."""
@@ -162,26 +153,18 @@ class ManyWorkers:
         self._rows: queue.Queue[Row | Exception | None] = queue.Queue()
         self._closing = threading.Event()
         self._deadline = deadline
-        done = (folder / METRICS_FILE).is_file()
-        config = replace(
-            config,
-            run=replace(config.run, run_name=folder.name, storage_path=str(folder.parent), resume=done),
-        )
+        config = replace(config, run=replace(config.run, resume=(folder / METRICS_FILE).is_file()))
         self.history: list[Row] = list(read_metrics(folder))
 
         def fit() -> None:
+            store = RunStore(str(folder.parent), folder.name)
             try:
-                launch(
-                    config,
-                    RunStore(str(folder.parent), folder.name),
-                    data.tables,
-                    data.scaling,
-                    dict(units),
-                    self._follow,
-                )
+                launch(config, store, data.tables, data.scaling, dict(units), self._follow)
                 self._rows.put(None)
             except Exception as error:  # noqa: BLE001 - raised again where the next row is asked for
                 self._rows.put(error)
+            finally:
+                store.close()
 
         self._thread = threading.Thread(target=fit, daemon=True, name="trial")
         self._thread.start()
@@ -216,7 +199,9 @@ class Trial(ray_tune.Trainable):
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         self._number, self._settings = int(config["number"]), dict(config["settings"])
-        self._folder = Path(self._shared.folder) / f"{self._number:04d}"
+        base = self._shared.base
+        self._settings["run_name"] = f"{base['run_name']}/{TRIALS_FOLDER}/{self._number:04d}"
+        self._folder = Path(base["storage_path"]) / self._settings["run_name"]
         self._errors: list[float] = []
         self._waited = 0.0
 
@@ -261,7 +246,7 @@ class Trial(ray_tune.Trainable):
         data: TrialData = ray.get(shared.library.data.remote(radius, config.optim.normalize_targets))
         self._waited = data.seconds
         deadline = time.monotonic() + shared.seconds
-        if config.scale.num_workers > 1:
+        if config.scale.num_workers.most > 1:
             return ManyWorkers(config, data, self._folder, shared.units, deadline)
         (self._folder / METRICS_FILE).unlink(missing_ok=True)
         return OneWorker(config, data, self._folder, shared.threads, deadline)
@@ -269,7 +254,7 @@ class Trial(ray_tune.Trainable):
     def _take(self, row: Row) -> None:
         # Workers that were started again repeat the epochs since their last checkpoint.
         self._errors[row["epoch"] - 1 :] = [float(row["val_mae"][self._shared.objective])]
-        if self._config.scale.num_workers == 1:  # launch writes it elsewhere
+        if self._config.scale.num_workers.most == 1:  # launch writes it elsewhere
             with (self._folder / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(json_ready(row)) + "\n")
 
