@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CLI := $(BIN)/crystalformer
 TARGET ?= shear
+IMAGE ?= $(shell sed -n 's/.* -t \(crystalformer:[^ ]*$(if $(EXTRA_INDEX_URL),-cpu,-cu)\) .*/\1/p' k8s/Dockerfile)
 flag = $(if $(2),--$(1) $(2))
 
 $(READY): pyproject.toml constraints.txt
@@ -16,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-.PHONY: help setup train data predict test check lint types bench
+.PHONY: help setup train data predict test check lint types bench manifests image dashboard submit down
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +32,21 @@ data: $(READY) ## download and preprocess a data set: DATASET=jarvis__megnet-she
 
 predict: $(READY) ## predictions as a table: MODEL=runs/../model FILES="a.cif POSCAR .."
 	@$(CLI) predict $(MODEL) $(FILES) $(ARGS)
+
+manifests: $(READY) ## render every overlay of k8s/ into build/ and validate it; needs kubectl
+	@$(BIN)/python k8s/check.py
+
+image: ## build the image: IMAGE=name:tag [EXTRA_INDEX_URL=<torch CPU wheels>]; needs docker
+	docker build -f k8s/Dockerfile -t $(IMAGE) $(if $(EXTRA_INDEX_URL),--build-arg EXTRA_INDEX_URL=$(EXTRA_INDEX_URL)) .
+
+dashboard: $(READY) ## a local Ray head with the dashboard, on loopback: [PORT=8265]
+	@$(BIN)/python -m cluster.head up $(call flag,port,$(PORT))
+
+submit: $(READY) ## ray job submit to RAY_API_SERVER_ADDRESS or that head: JOB="train --target shear"
+	@$(BIN)/python -m cluster.head submit "$(JOB)"
+
+down: $(READY) ## stop what make dashboard started
+	@$(BIN)/python -m cluster.head down
 
 test: $(READY) ## the tests
 	@$(BIN)/python -m pytest $(ARGS)
