@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from cluster.config import TrainConfig
 from tune.space import Settings, Space
 
-SEARCH, REASON, SECONDS, EPOCH = "search", "reason", "seconds", "best_epoch"
-"""User attributes of a trial: run_name of the search, why it ended early, seconds it took, epoch of its value."""
+SEARCH, REASON, SECONDS = "search", "reason", "seconds"
+"""User attributes of a trial: run_name of the search, why it ended early, seconds it took."""
 
 WORDS = {
     TrialState.COMPLETE: "complete",
@@ -187,14 +187,14 @@ class Book:
             if self.closed or number not in self._trials:
                 return
             trial, values = self._trials.pop(number), self._values.pop(number)
+            if state is TrialState.COMPLETE and not values:
+                state, reason = TrialState.FAIL, "it gave no validation error"
             if reason:
                 trial.set_user_attr(REASON, " ".join(reason.split())[:500])
             started = self._started.pop(number, None)
             before = trial.user_attrs.get(SECONDS, 0.0)
             if started is not None:
                 trial.set_user_attr(SECONDS, round(before + time.monotonic() - started, 3))
-            if values:
-                trial.set_user_attr(EPOCH, 1 + values.index(min(values)))
             self._study.tell(trial, values[-1] if state is TrialState.COMPLETE else None, state=state)
             self._ended(record(self._frozen(number), self._space))
 

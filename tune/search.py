@@ -37,7 +37,7 @@ from tune.library import Library
 from tune.progress import SearchProgress
 from tune.report import write_best, write_report, write_trials
 from tune.space import SEARCHABLE
-from tune.study import Purpose, open_storage, open_study, quiet_optuna, shown_url
+from tune.study import Purpose, open_storage, open_study, shown_url
 from tune.worker import Trial, TrialSetup
 
 POLL_SECONDS = 0.25
@@ -128,7 +128,6 @@ def _drop_checkpoints(plan: Search, ended: Sequence[TrialRecord]) -> None:
 
 def _study(plan: Search, unit: str) -> Study:
     """The study, with the settings as given to be tried first."""
-    quiet_optuna()
     flat = plan.config.to_flat()
     fixed = [name for name in (*SEARCHABLE, "seed") if name not in plan.space.rules()]
     purpose = Purpose(

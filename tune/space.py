@@ -78,11 +78,13 @@ class Parameter:
         return json.loads(value) if isinstance(value, str) and value.startswith("[") else value
 
     def extremes(self) -> list[Any]:
-        """The values to try for a check: both ends, or every choice; decoded."""
+        """The values to try for a check: both ends and the first step, or every choice; decoded."""
         d = self.distribution
         if isinstance(d, CategoricalDistribution):
             return [self.decode(choice) for choice in d.choices]
-        if isinstance(d, FloatDistribution | IntDistribution):
+        if isinstance(d, IntDistribution):
+            return list(dict.fromkeys([d.low, d.high, d.low + d.step]))
+        if isinstance(d, FloatDistribution):
             return [d.low, d.high]
         raise TypeError(f"{self.name} has an unknown distribution {d!r}")
 

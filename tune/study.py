@@ -103,7 +103,7 @@ def open_study(storage: RDBStorage, name: str, config: SearchConfig, purpose: Pu
 
     UserError where it is there and ``sharing`` is false, or where its values are of something else.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    _quiet_optuna()
     summaries = optuna.get_all_study_summaries(storage, include_best_trial=False)
     known = name in {summary.study_name for summary in summaries}
     if known and not sharing:
@@ -176,6 +176,7 @@ class SeededTPE(BaseSampler):
         self._tpe.after_trial(study, trial, state, values)
 
 
-def quiet_optuna() -> None:
-    """Optuna's notes on features that may change are not for users."""
+def _quiet_optuna() -> None:
+    """Optuna's notes on every trial, and on features that may change, are not for users."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

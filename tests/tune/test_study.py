@@ -1,0 +1,200 @@
+"""The study: repeatable suggestions, early stopping, failures, going on after a kill, sharing, no secrets in files."""
+
+import random
+
+import optuna
+import pytest
+
+from cluster.config import TrainConfig
+from cluster.errors import UserError
+from tune.book import Book, best, records
+from tune.config import SearchConfig
+from tune.space import DEFAULT, read_space
+from tune.study import Purpose, SeededTPE, open_storage, open_study, shown_url
+
+SPACE = read_space(DEFAULT)
+BASE = TrainConfig.from_flat({"target": ["shear"]}).to_flat()
+
+
+def purpose(**others):
+    common = {"dataset": "d", "targets": ("shear",), "objective": "shear", "unit": "1", "epochs": 9, "space": DEFAULT}
+    return Purpose(**(common | {"fixed": {"lr": 0.1}} | others))
+
+
+def begin(url, name="s", *, sharing=True, seed=1, **others):
+    config = SearchConfig(search_seed=seed, grace_epochs=1, reduction=3)
+    return open_study(open_storage(url), name, config, purpose(**others), sharing=sharing)
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/study.db"
+
+
+def make_book(study, limit, search="mine", space=SPACE, refuse=lambda _: None):
+    told = []
+    return Book(study, space, BASE, search, limit, refuse, told.append), told
+
+
+def error_of(settings):
+    """A made-up error with its minimum at the paper's defaults."""
+    return abs(settings["scale_real"] - 1.4) + abs(settings["gauss_lb_real"] - 0.5)
+
+
+def run(book, epochs=3, until=1000):
+    """Run suggestions, one after another; those left after ``until`` stay under way."""
+    found = []
+    while len(found) < until and (suggestion := book.next()) is not None:
+        found.append(suggestion)
+        errors = []
+        for epoch in range(1, epochs + 1):
+            errors.append(error_of(suggestion.settings) * (1 + 1 / epoch))
+            if epoch == epochs:
+                book.epochs_done(suggestion.number, errors)
+                book.complete(suggestion.number)
+            elif not book.epochs_done(suggestion.number, errors):
+                book.stop(suggestion.number)
+                break
+    return found
+
+
+def test_the_same_seed_suggests_the_same_and_another_does_not(tmp_path):
+    found = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        book, _ = make_book(begin(f"sqlite:///{tmp_path}/{name}.db", seed=seed), 14)
+        found.append([suggestion.settings for suggestion in run(book)])
+    assert found[0] == found[1]
+    assert not any(settings in found[0] for settings in found[2])
+
+
+def test_a_killed_search_goes_on_as_if_it_had_not_been(tmp_path):
+    book, _ = make_book(begin(f"sqlite:///{tmp_path}/whole.db"), 14)
+    whole = [suggestion.settings for suggestion in run(book)]
+
+    url = f"sqlite:///{tmp_path}/killed.db"
+    book, _ = make_book(begin(url), 14)
+    run(book, until=11)
+    cut_off = book.next()
+    book.epochs_done(cut_off.number, [1.0])
+    again, _ = make_book(begin(url), 14)
+    assert again.ended_trials == 11
+    rest = run(again)
+    assert [suggestion.number for suggestion in rest] == [11, 12, 13]
+    assert rest[0] == cut_off
+    trials = records(begin(url), SPACE)
+    assert [trial.settings for trial in trials] == whole
+    assert all(trial.ended for trial in trials)
+    assert again.next() is None
+
+
+def test_random_numbers_do_not_depend_on_what_was_drawn_before():
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=SeededTPE(5))
+    first = [study.ask().suggest_float("x", 0, 1) for _ in range(3)]
+    random.seed(1)
+    other = optuna.create_study(sampler=SeededTPE(5))
+    other.ask()
+    assert other.ask().suggest_float("x", 0, 1) == first[1]
+
+
+def test_worse_trials_stop_early_and_the_best_is_found(url):
+    study = begin(url)
+    book, told = make_book(study, 30)
+    run(book, epochs=9)
+    trials = records(study, SPACE)
+    states = [trial.state for trial in trials]
+    assert set(states) == {"complete", "stopped early"}
+    assert states.count("stopped early") > 10
+    assert best(trials).value == min(trial.value for trial in trials)
+    assert best(trials).value < 0.3
+    assert {trial.epochs for trial in trials if trial.state == "stopped early"} <= {1, 3}
+    assert [trial.number for trial in told] == list(range(30))
+    assert all(trial.epochs == 9 for trial in trials if trial.state == "complete")
+
+
+def test_the_value_is_the_smallest_error_so_far_and_nan_is_none(url):
+    study = begin(url)
+    book, _ = make_book(study, 2)
+    first = book.next().number
+    book.epochs_done(first, [0.5, 0.2, 0.4])
+    book.complete(first)
+    second = book.next().number
+    book.epochs_done(second, [0.1, float("nan")])
+    book.fail(second, "diverged: validation MAE is nan\nin epoch 2")
+    one, two = records(study, SPACE)
+    assert (one.value, one.best_epoch, one.epochs) == (0.2, 2, 3)
+    assert (two.state, two.value, two.reason) == ("failed", 0.1, "diverged: validation MAE is nan in epoch 2")
+    assert best([one, two]) == one
+    assert study.best_trial.number == first
+
+
+def test_a_bad_combination_is_recorded_and_the_search_goes_on(url):
+    space = read_space({"model_dim": {"choice": [96, 128]}, "head_num": {"choice": [3, 8]}})
+    study = begin(url, space={})
+
+    def refuse(config):
+        return "not run: too wide" if config.model.model_dim == 96 else None
+
+    book, _ = make_book(study, 12, space=space, refuse=refuse)
+    ran = []
+    while (suggestion := book.next()) is not None:
+        ran.append(suggestion.settings)
+        book.epochs_done(suggestion.number, [1.0])
+        book.complete(suggestion.number)
+    trials = records(study, space)
+    assert len(trials) == 12
+    failed = [trial for trial in trials if trial.state == "failed"]
+    assert failed and all("head_num must be a divisor of model_dim=128, got 3" in trial.reason for trial in failed)
+    wide = [trial for trial in trials if trial.state == "stopped early"]
+    assert wide and all(trial.reason == "not run: too wide" for trial in wide)
+    assert ran and all(settings == {"model_dim": 128, "head_num": 8} for settings in ran)
+
+
+def test_what_is_under_way_when_the_book_is_closed_stays_so(url):
+    study = begin(url)
+    book, told = make_book(study, 3)
+    number = book.next().number
+    book.epochs_done(number, [0.3])
+    book.close()
+    book.complete(number)
+    assert not book.epochs_done(number, [0.3, 0.2])
+    assert book.next() is None
+    (trial,) = records(study, SPACE)
+    assert (trial.state, trial.epochs, told) == ("unfinished", 1, [])
+
+
+# Storage ----------------------------------------------------------------------------------------------------------
+
+
+def test_searches_share_a_study_only_if_they_ask_for_it_and_agree(url):
+    begin(url, sharing=False)
+    with pytest.raises(UserError, match="study_name 's' exists in this storage"):
+        begin(url, sharing=False)
+    for others, message in [
+        ({"dataset": "e"}, "dataset 'd', now it is 'e'"),
+        ({"epochs": 10}, "epochs 9, now it is 10"),
+        ({"fixed": {"lr": 0.2}}, "lr 0.1, now it is 0.2"),
+        ({"space": {"lr": {"log": [1, 2]}}}, "begun with lr None, now it is"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            begin(url, **others)
+
+
+def test_no_user_or_password_is_shown():
+    assert shown_url("postgresql://me:secret@host:5433/runs?sslmode=no") == "postgresql://host:5433/runs"
+    assert shown_url("sqlite:////tmp/a.db") == "sqlite:////tmp/a.db"
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("nonsense://x", "storage nonsense:///x cannot be opened|storage nonsense://x/ cannot be opened"),
+        ("sqlite:////nowhere/at/all.db", "unable to open database file"),
+        ("postgresql://me:secret@127.0.0.1:1/x", "storage postgresql://127.0.0.1:1/x cannot be opened"),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_told_in_a_line(bad, message):
+    with pytest.raises(UserError, match=message) as caught:
+        open_storage(bad)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
