@@ -1,4 +1,4 @@
-"""The study: repeatable suggestions, early stopping, failures, going on after a kill, sharing, no secrets in files."""
+"""The study: repeatable suggestions, early stopping, failures, going on after a kill, sharing, no secrets shown."""
 
 import random
 
