@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 VARIABLES = {
     # A local cluster asks for its token; nothing turns authentication off.
@@ -21,10 +22,19 @@ VARIABLES = {
 }
 
 
+LOOPBACK_ONLY = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+"""Ray listens on 127.0.0.1 alone; named after the systems where it does so of itself. Workers never need it."""
+
+_LOOPBACK = re.compile(r"(local|(localhost|127\.0\.0\.1):\d+)?")
+"""RAY_ADDRESS of a Ray on this machine alone."""
+
+
 def set_defaults() -> None:
-    """Set every variable that the user has not set."""
+    """Set every variable that the user has not set; a Ray of this machine alone stays on loopback."""
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
+    if _LOOPBACK.fullmatch(os.environ.get("RAY_ADDRESS", "")):
+        os.environ.setdefault(*LOOPBACK_ONLY)
 
 
 def for_workers() -> dict[str, str]:

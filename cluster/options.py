@@ -9,6 +9,7 @@ from typing import Any
 from cluster.config import ALIASES, SECTIONS, TrainConfig, canonical_names, flat_fields, load_flat, section_fields
 from cluster.errors import UserError
 from cluster.fields import FieldSpec, Required, parse_words
+from cluster.paths import LASTING, lasting
 from cluster.workers import WorkerRange
 
 _TITLES = {
@@ -91,7 +92,13 @@ def read_settings(args: argparse.Namespace) -> dict[str, Any]:
             settings[name] = parse_words(flat_fields()[name], [given] if isinstance(given, str) else given)
     except ValueError as error:
         raise UserError(str(error)) from error
-    return settings
+    return settings | _lasting_paths(settings)
+
+
+def _lasting_paths(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings whose paths, given or default, do not begin in this folder."""
+    paths = {name: settings.get(name, flat_fields()[name].default) for name in LASTING}
+    return {name: lasting(path) for name, path in paths.items() if lasting(path) != path}
 
 
 def read_config(args: argparse.Namespace) -> TrainConfig:

@@ -6,10 +6,14 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
 from cluster.environment import for_workers
+
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+"""The workers' output stays in Ray's log files, which the dashboard shows."""
 
 
 @contextmanager
@@ -20,9 +24,9 @@ def ray_session() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, logging_level=logging.WARNING, runtime_env={"env_vars": for_workers()})
+        ray.init(address=address, runtime_env={"env_vars": for_workers()}, **_QUIET)
     else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(address="local", include_dashboard=False, **_QUIET)
     try:
         yield
     finally:

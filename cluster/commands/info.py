@@ -41,10 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
     """The option for the folder of prepared data sets, as a training run has it."""
     from cluster.config import flat_fields
+    from cluster.paths import lasting
 
     spec = flat_fields()["data_dir"]
     parser.add_argument(
-        "--data_dir", metavar="FOLDER", default=spec.default, help=f"{spec.help} (default {spec.default})"
+        "--data_dir",
+        metavar="FOLDER",
+        type=lasting,
+        default=spec.default,
+        help=f"{spec.help} (default {spec.default})",
     )
 
 

@@ -45,6 +45,15 @@ class Run:
             assert time.monotonic() < deadline, f"no epoch {epoch} within {TIMEOUT} s"
             time.sleep(0.05)
 
+    def wait_for_checkpoint(self) -> None:
+        """Until Ray Train knows of one."""
+        snapshot = self.folder / "checkpoint_manager_snapshot.json"
+        deadline = time.monotonic() + TIMEOUT
+        while not (snapshot.is_file() and json.loads(snapshot.read_text())["checkpoint_results"]):
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
     def workers(self) -> list[psutil.Process]:
         """The training workers of a run with a Ray of its own."""
         return training_workers(self.process.pid)

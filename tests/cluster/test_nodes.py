@@ -1,9 +1,11 @@
 """Several Ray nodes on this machine: a run lives through the loss of one, and follows the cluster's size."""
 
 import os
-import secrets
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -39,11 +41,11 @@ class Node:
 
 @pytest.fixture(scope="module")
 def ray_cluster():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        yield made
-        made.shutdown()
+    ray = str(Path(sys.executable).parent / "ray")
+    subprocess.run([ray, "get-auth-token", "--generate"], check=True, capture_output=True)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield made
+    made.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def whole(start, nodes):
 
 def test_a_lost_node_costs_the_work_since_the_last_checkpoint(start, nodes, whole):
     run = start("lost", num_workers=2)
-    run.wait_for(3)
+    run.wait_for_checkpoint()
     lost = next(node for node in nodes if node.trains())
     lost.kill()
     nodes.remove(lost)
@@ -89,7 +91,7 @@ def test_the_number_of_workers_follows_the_cluster(ray_cluster, start, nodes, wh
         run.wait_for(read_metrics(run.folder)[-1]["epoch"] + 3)
 
     run = start("elastic", num_workers="1-3", epochs=5000, swa_epochs=0, elastic_seconds=1)
-    run.wait_for(3)
+    run.wait_for_checkpoint()
     until_workers(2)
     nodes.append(Node(ray_cluster))
     until_workers(3)

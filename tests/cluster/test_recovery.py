@@ -25,7 +25,7 @@ def whole(folder):
 
 def test_a_killed_worker_is_replaced(folder, whole):
     run = Run(folder, "worker")
-    run.wait_for(3)
+    run.wait_for_checkpoint()
     (worker,) = run.workers()
     worker.kill()
     text = run.end()
