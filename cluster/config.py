@@ -165,6 +165,10 @@ class ScaleConfig:
     deepspeed: str | None = field(
         default=None, metadata=_meta("JSON file of DeepSpeed settings to lay over the ones made from these options")
     )
+    wall_clock_breakdown: bool = field(
+        default=False,
+        metadata=_meta("tell where the time of each epoch goes: data, forward, backward, update, validation"),
+    )
     cpus_per_worker: float | None = field(
         default=None, metadata=_meta("CPUs that Ray reserves for a worker; none: chosen from the cluster", "CPUs")
     )

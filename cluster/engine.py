@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cluster.breakdown import Breakdown
 from cluster.config import OptimConfig, TrainConfig
 from cluster.deepspeed_config import deepspeed_config
 from cluster.machine import Place
@@ -65,7 +66,9 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimize
 class Engine:
     """Steps, evaluates and hands out weights. Every method but ``predict`` is collective over the workers."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, place: Place) -> None:
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, place: Place, breakdown: Breakdown | None = None
+    ) -> None:
         """Wrap ``model``, which already lies on its device with its first (or restored) weights."""
         import deepspeed
 
@@ -73,6 +76,7 @@ class Engine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._config, self._place = config, place
+        self._breakdown = breakdown or Breakdown(place.device, enabled=False)
         self._norm: Tensor | None = None
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
@@ -106,11 +110,14 @@ class Engine:
         factor = self._place.world_size * len(parts)
         total = torch.zeros((), dtype=torch.float64, device=parts[0][1].device)
         for batch, target in parts:
-            loss = loss_sum(self._engine(batch).float(), target, self._config.optim.loss_func) / batch_size
-            self._engine.backward(loss * factor)
-            if self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
-                self._clip()
-            self._engine.step()
+            with self._breakdown.part("forward"):
+                loss = loss_sum(self._engine(batch).float(), target, self._config.optim.loss_func) / batch_size
+            with self._breakdown.part("backward"):
+                self._engine.backward(loss * factor)
+            with self._breakdown.part("update"):
+                if self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
+                    self._clip()
+                self._engine.step()
             total += loss.detach()
         return total
 

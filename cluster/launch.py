@@ -35,16 +35,17 @@ def launch(
     scaling: TargetScaling,
     units: dict[str, str],
     follow: Callable[[list[Message]], bool] = lambda _: True,
+    track: Callable[[Message], None] = lambda _: None,
 ) -> ray.train.Checkpoint:
     """Train to the end and give the final checkpoint.
 
     ``follow`` is asked several times a second, with the metrics rows that have come in since; once it says False the
-    workers stop at their next step, with a checkpoint. RunStopped where a signal ended the run before, RunFailed
-    where it cannot go on.
+    workers stop at their next step, with a checkpoint. ``track`` is given each row as it is written. RunStopped where
+    a signal ended the run before, RunFailed where it cannot go on.
     """
     monitor = _monitor()
     trainer = _trainer(config, store, tables, scaling, monitor)
-    with Recorder(store, config, units) as recorder, Interrupts() as interrupts:
+    with Recorder(store, config, units, track) as recorder, Interrupts() as interrupts:
         fit = _Fit(trainer)
         fit.start()
         told = False
@@ -165,9 +166,11 @@ def worker_resources(config: TrainConfig) -> tuple[int, dict[str, float], bool]:
 class Recorder:
     """Rows and notes of the workers: into metrics.jsonl and TensorBoard, and onto the terminal."""
 
-    def __init__(self, store: RunStore, config: TrainConfig, units: dict[str, str]) -> None:
+    def __init__(
+        self, store: RunStore, config: TrainConfig, units: dict[str, str], track: Callable[[Message], None]
+    ) -> None:
         """Go on after the epochs that are in metrics.jsonl already, where the run is resumed."""
-        self._store = store
+        self._store, self._track = store, track
         self.failure = ""
         """Why the run cannot go on, where a worker said so."""
         done = read_metrics(store.folder)[-1:] if config.run.resume else []
@@ -215,6 +218,7 @@ class Recorder:
         for row in rows:
             if row["epoch"] > self._last:
                 self._log.append(row)
+                self._track(row)
                 self._last = row["epoch"]
 
     def _row(self, row: dict[str, Any]) -> None:
@@ -223,4 +227,5 @@ class Recorder:
             self._log = MetricsLog(self._store.folder, row["epoch"])
         self._last = row["epoch"]
         self._log.append(row)
+        self._track(row)
         self._progress.update(row)

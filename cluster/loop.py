@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cluster.batch_norm import has_batch_norm, make_global, recomputing
+from cluster.breakdown import Breakdown
 from cluster.checkpoint import (
     AVERAGE,
     BEST,
@@ -132,7 +133,8 @@ class Worker:
             self._freeze_statistics(model)
         else:
             model.load_state_dict(state.weights)
-        self._engine = Engine(model, config, place)
+        self._breakdown = Breakdown(place.device, enabled=config.scale.wall_clock_breakdown)
+        self._engine = Engine(model, config, place, self._breakdown)
         self._position = Position() if state is None else state.position
         self._best = None if state is None else state.best
         self._best_weights = {} if state is None else state.best_weights
@@ -199,7 +201,8 @@ class Worker:
         waited, step = 0.0, position.step
         for number in range(position.batch, len(batches)):
             asked = time.monotonic()
-            parts = self._parts(batches[number])
+            with self._breakdown.part("data"):
+                parts = self._parts(batches[number])
             waited += time.monotonic() - asked
             loss += self._engine.step(parts, config.data.batch_size, self._rate(step, len(batches)))
             step += 1
@@ -233,7 +236,10 @@ class Worker:
             raise RunFailed(
                 f"training diverged in epoch {epoch}: the loss is {row['train_loss']}; try --lr below {rate}"
             )
-        row["val_mae"] = self._validate(epoch)
+        with self._breakdown.part("validation"):
+            row["val_mae"] = self._validate(epoch)
+        if parts_seconds := self._breakdown.take():
+            row["seconds_of"] = parts_seconds
         seconds = position.seconds + time.monotonic() - start
         self._position = Position(epoch=epoch + 1, step=step, seconds=seconds)
         row["seconds"] = seconds

@@ -78,6 +78,9 @@ class Progress:
         """Show the metrics row of an epoch that has ended; numbers that are missing or None are passed over."""
         epoch = int(row["epoch"])
         self._show(epoch, epoch, "  ".join([*self._numbers(row), self._left(row)]))
+        if seconds := row.get("seconds_of"):
+            parts = "  ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
+            self.note(f"epoch {epoch} took  {parts}")
 
     def step(self, epoch: int, done_steps: int, total_steps: int) -> None:
         """Show how far epoch ``epoch``, under way, has come."""

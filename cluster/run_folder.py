@@ -24,6 +24,7 @@ from cluster.report import (
     write_results,
 )
 from cluster.storage import RunStore
+from cluster.tracking import RUN_FILE
 from crystalformer.artifact import ModelCard, TargetScale, save_model
 from data_pipeline.prepared import PreparedDataset
 from data_pipeline.table import StructureTable
@@ -41,6 +42,7 @@ MAY_CHANGE = frozenset(
         "num_workers",
         "zero_stage",
         "device",
+        "wall_clock_breakdown",
         "cpus_per_worker",
         "threads_per_worker",
         "backend",
@@ -72,7 +74,7 @@ def open_run(config: TrainConfig, store: RunStore) -> None:
     if config.run.resume:
         if not there:
             raise UserError(f"run_name {name!r} cannot be resumed: {store.location} holds no {CONFIG_FILE}")
-        store.pull(CONFIG_FILE, METRICS_FILE)
+        store.pull(CONFIG_FILE, METRICS_FILE, RUN_FILE)
         _check_same(config, load_yaml(store.folder / CONFIG_FILE))
     store.check_writable()
 

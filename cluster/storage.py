@@ -26,6 +26,9 @@ from cluster.log import say
 PUSH_SECONDS = 15.0
 """While a run goes on, its changed files are sent to an object store at most this often."""
 
+PROBE_BYTES = 2**20
+"""Written before a run begins, and deleted: an empty file fits on a full disk too."""
+
 SCHEMES = ("s3", "gs", "gcs", "abfs", "hdfs")
 
 
@@ -99,20 +102,22 @@ class RunStore:
             self._sent[name] = state
 
     def check_writable(self) -> None:
-        """Write and delete a small file. UserError says why that is not possible."""
+        """Write and delete a file. UserError says why that is not possible."""
         name = f".writable-{os.getpid()}"
         if self.filesystem is None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / name).touch()
-                (self.folder / name).unlink()
+                try:
+                    (self.folder / name).write_bytes(bytes(PROBE_BYTES))
+                finally:
+                    (self.folder / name).unlink(missing_ok=True)
             except OSError as error:
                 place = self.folder.parent
                 raise UserError(f"storage_path {str(place)!r} cannot be written: {error.strerror}") from error
             return
         with _explained(self.location):
             with self.filesystem.open_output_stream(f"{self._path}/{name}") as stream:
-                stream.write(b"")
+                stream.write(bytes(PROBE_BYTES))
             self.filesystem.delete_file(f"{self._path}/{name}")
 
     def close(self) -> None:

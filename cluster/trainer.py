@@ -16,6 +16,7 @@ from cluster.run_folder import CONFIG_FILE, open_run, read_final, run_result, se
 from cluster.session import ray_session
 from cluster.storage import RunStore
 from cluster.tables import SPLITS, open_split
+from cluster.tracking import Tracker
 from data_pipeline.datasets import resolve
 from data_pipeline.info import SourceKind
 from data_pipeline.prepare import prepare_dataset
@@ -51,11 +52,13 @@ def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
     save_yaml(store.folder / CONFIG_FILE, config)
     store.push(now=True)
     units = {target.name: target.unit for target in dataset.targets if target.name in config.data.target}
-    with ray_session():
-        final = launch(config, store, tables, scaling, units)
-        state, outcome = read_final(final)
-    result = run_result(config, store, structures, units, state, outcome, time.monotonic() - start)
-    write_run(store.folder, config, dataset, structures["test"], scaling, outcome, result)
+    with Tracker(config, store.folder) as tracker:
+        with ray_session():
+            final = launch(config, store, tables, scaling, units, track=tracker.row)
+            state, outcome = read_final(final)
+        result = run_result(config, store, structures, units, state, outcome, time.monotonic() - start)
+        write_run(store.folder, config, dataset, structures["test"], scaling, outcome, result)
+        tracker.result(result)
     return result
 
 

@@ -23,8 +23,7 @@ class Run:
     def __init__(self, folder: Path, name: str, address: str | None = None, **settings) -> None:
         self.folder = folder / name
         words = ["train", "--target", "shear", "--run_name", name, "--storage_path", str(folder)]
-        words += ["--data_dir", str(folder / "data")]
-        for key, value in {**SETTINGS, **settings}.items():
+        for key, value in {**SETTINGS, "data_dir": str(folder / "data"), **settings}.items():
             listed = value if isinstance(value, list) else [value]
             words += [f"--{key}"] if value is True else [f"--{key}", *map(str, listed)]
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}

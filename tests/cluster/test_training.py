@@ -11,7 +11,7 @@ from pymatgen.core import Structure
 import cluster  # noqa: F401 - sets Ray's environment
 from cluster.checkpoint import read_checkpoint
 from cluster.config import load_yaml
-from cluster.errors import UserError
+from cluster.errors import RunFailed, UserError
 from cluster.report import read_metrics
 from cluster.trainer import train
 from crystalformer import load_model
@@ -54,7 +54,8 @@ def two(run):
 @pytest.fixture(scope="module")
 def batch_norm(run):
     """One target, the model's batch norm, everything sharded."""
-    return run("bn", target=["shear"], num_workers=2, zero_stage=3, gradient_accumulation=2, norm_type="bn")
+    return run("bn", target=["shear"], num_workers=2, zero_stage=3, gradient_accumulation=2, norm_type="bn",
+               wall_clock_breakdown=True)  # fmt: skip
 
 
 def curve(folder) -> list[list[float]]:
@@ -229,3 +230,17 @@ def test_resuming_a_run_that_is_not_there_is_refused(run):
 def test_resuming_with_another_recipe_is_refused(run, two):
     with pytest.raises(UserError, match=r"lr is 0.5 but the run to resume was started with 0.002"):
         run("two", num_workers=2, resume=True, lr=0.5)
+
+
+def test_the_time_of_each_epoch_is_broken_down_where_asked(two, batch_norm):
+    assert not any("seconds_of" in row for row in read_metrics(two[2]))
+    for row in read_metrics(batch_norm[2]):
+        assert set(row["seconds_of"]) == {"data", "forward", "backward", "update", "validation"}
+        assert 0 < sum(row["seconds_of"].values()) < row["seconds"] * 1.01
+
+
+def test_a_run_that_diverges_says_so_in_one_line(run):
+    with pytest.raises(
+        RunFailed, match=r"^training diverged: the loss of epoch \d is (nan|inf); try --lr below 1e\+30$"
+    ):
+        run("diverged", lr=1e30)
