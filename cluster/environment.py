@@ -22,6 +22,9 @@ VARIABLES = {
 }
 
 
+NO_PREEMPTION_WATCHER = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+"""One process less to start: nobody drains the only machine there is."""
+
 LOOPBACK_ONLY = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 """Ray listens on 127.0.0.1 alone; named after the systems where it does so of itself. Workers never need it."""
 
@@ -35,6 +38,7 @@ def set_defaults() -> None:
         os.environ.setdefault(name, value)
     if _LOOPBACK.fullmatch(os.environ.get("RAY_ADDRESS", "")):
         os.environ.setdefault(*LOOPBACK_ONLY)
+        os.environ.setdefault(*NO_PREEMPTION_WATCHER)
 
 
 def for_workers() -> dict[str, str]:
