@@ -3,7 +3,7 @@
     crystalformer bench scaling [--repeats 3] [--json FILE]
 
 S1: two workers of one thread against one, the same batch a worker. S4: from the command to the first step, against
-``import ray, torch, deepspeed`` and ``ray.init``. The rows for more workers are computed from the measured step, not measured.
+``import ray, torch, deepspeed`` and ``ray.init``. The rows for more workers are computed from the measured step.
 """
 
 from __future__ import annotations
