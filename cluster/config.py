@@ -222,6 +222,10 @@ class RunConfig:
         default=False,
         metadata=_meta("resume where there is a run of that run_name, else start it; for what repeats one command"),
     )
+    init_from: str | None = field(
+        default=None,
+        metadata=_meta("model or run folder whose architecture and weights to start from, also s3://..."),
+    )
     seed: int = field(default=123, metadata=_meta("seed of initial weights and shuffling, below 2^32"))
     deterministic: bool = field(
         default=True, metadata=_meta("the same numbers in every repetition, on the same machine")

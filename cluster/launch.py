@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.config import TrainConfig
 from cluster.errors import RunFailed, UserError
 from cluster.feed import TargetScaling
+from cluster.fine_tuning import load_initial
 from cluster.interrupts import Interrupts, RunStopped
 from cluster.loop import Job, run_worker
 from cluster.monitor import Message, Monitor
@@ -130,6 +131,7 @@ def _trainer(
         scaling=scaling,
         threads=threads,
         monitor=monitor,
+        initial=load_initial(config),
     )
     return TorchTrainer(
         run_worker,

@@ -38,6 +38,7 @@ from cluster.engine import AveragedWeights, Engine, OptimizerState, learning_rat
 from cluster.errors import RunFailed, UserError
 from cluster.evaluation import Evaluation, evaluate
 from cluster.feed import Feed, TargetScaling
+from cluster.fine_tuning import Initial
 from cluster.host import Host, RayTrainHost
 from cluster.machine import Place, device_name, peak_memory_mb
 from cluster.metrics import RunMetrics
@@ -66,6 +67,8 @@ class Job:
     """torch threads of a worker."""
     monitor: Any
     """The Monitor actor."""
+    initial: Initial | None = None
+    """The model that init_from names."""
 
 
 def run_worker(job: Job) -> None:
@@ -130,7 +133,7 @@ class Worker:
         model = Crystalformer(config.model, backend=config.scale.backend).to(place.device)
         make_global(model)
         if state is None:
-            self._freeze_statistics(model)
+            self._begin(model)
         else:
             model.load_state_dict(state.weights)
         self._breakdown = Breakdown(place.device, enabled=config.scale.wall_clock_breakdown)
@@ -159,6 +162,15 @@ class Worker:
             except CheckpointError as error:
                 self._send("note", text=f"warning: checkpoint passed over: {error}")
         raise CheckpointError(f"none of the run's {len(candidates)} checkpoints is whole; start a new run")
+
+    def _begin(self, model: Crystalformer) -> None:
+        """Weights and statistics of a run without checkpoint: those of init_from's model, or the first batch's."""
+        if self._config.run.init_from is None:
+            self._freeze_statistics(model)
+        elif self._job.initial is not None:
+            self._job.initial.into(model, self._config.data.target)
+        else:
+            raise UserError(f"init_from {self._config.run.init_from}: the model was not handed to this worker")
 
     def _freeze_statistics(self, model: Crystalformer) -> None:
         """s and t of every layer, over the global first batch."""

@@ -9,6 +9,7 @@ from typing import Any
 from cluster.config import ALIASES, SECTIONS, TrainConfig, canonical_names, flat_fields, load_flat, section_fields
 from cluster.errors import UserError
 from cluster.fields import FieldSpec, Required, parse_words
+from cluster.fine_tuning import with_architecture
 from cluster.paths import LASTING, lasting
 from cluster.workers import WorkerRange
 
@@ -98,12 +99,12 @@ def read_settings(args: argparse.Namespace) -> dict[str, Any]:
 def _lasting_paths(settings: Mapping[str, Any]) -> dict[str, str]:
     """The settings whose paths, given or default, do not begin in this folder."""
     paths = {name: settings.get(name, flat_fields()[name].default) for name in LASTING}
-    return {name: lasting(path) for name, path in paths.items() if lasting(path) != path}
+    return {name: lasting(path) for name, path in paths.items() if path is not None and lasting(path) != path}
 
 
 def read_config(args: argparse.Namespace) -> TrainConfig:
     """The TrainConfig of a command line. Raises UserError naming the setting, the value and what is allowed."""
-    settings = read_settings(args)
+    settings = with_architecture(read_settings(args))
     try:
         return TrainConfig.from_flat(settings)
     except ValueError as error:

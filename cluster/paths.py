@@ -11,7 +11,7 @@ VARIABLE = "CRYSTALFORMER_HOME"
 _JOB_FOLDER = "runtime_resources/working_dir_files"
 """Part of the path of the copy that ``ray job submit --working-dir`` makes on the cluster."""
 
-LASTING = ("storage_path", "data_dir")
+LASTING = ("storage_path", "data_dir", "init_from")
 """Settings that hold such a path."""
 
 

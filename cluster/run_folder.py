@@ -193,6 +193,7 @@ def _model_card(
             "dataset_fingerprint": dataset.fingerprint,
             "train_size": result.train_size,
             "elements": list(dataset.elements),
+            **({} if config.run.init_from is None else {"init_from": config.run.init_from}),
             "seed": result.seed,
             "epochs": result.epochs,
             "val_mae": dict(result.val_mae),
