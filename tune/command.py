@@ -10,13 +10,13 @@ HELP = "search for the settings with the smallest validation error"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The search's own options, then every setting of a training run but ``epochs``, which is a trial's."""
+    """The search's own options, then the settings of a training run but a trial's ``epochs`` and ``init_from``."""
     from cluster.fields import specs_of
     from cluster.options import add_config_options, add_options
     from tune.config import SearchConfig
 
     add_options(parser.add_argument_group("search"), specs_of(SearchConfig))
-    add_config_options(parser, without=("epochs",))
+    add_config_options(parser, without=("epochs", "init_from"))
 
 
 def run(args: argparse.Namespace) -> None:
