@@ -54,12 +54,12 @@ class LocalRay:
             "--node-ip-address=127.0.0.1",
         ]
         worker = [f"--address={self.address}", f"--num-cpus={cpus}", f"--metrics-export-port={self.worker_metrics}"]
-        worker += ["--node-ip-address=127.0.0.1"]
         self._processes: list[subprocess.Popen[bytes]] = []
         try:
             self._start("head", [*head, *_agent(agents[:2])])
             self.run(["ray", "health-check", "--address", self.address], until=START_SECONDS)
             self._start("worker", [*worker, *_agent(agents[2:])])
+            self.node_address = socket.gethostbyname(socket.gethostname())
         except BaseException:
             self.close()
             raise

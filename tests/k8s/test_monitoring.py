@@ -55,7 +55,9 @@ def test_promtool_sees_a_wrong_alert(tmp_path):
     """The unit tests bite: without its ``for`` or with another threshold an alert fails them."""
     shutil.copy(UNIT_TESTS, tmp_path)
     for old, new in (("> 90", "> 80"), ("offset 15m", "offset 1m"), ("[1h]", "[3h]")):
-        (tmp_path / "rules.yaml").write_text(yaml.safe_dump(RULES).replace(old, new))
+        changed = yaml.safe_dump(RULES, width=1000).replace(old, new)
+        assert new in changed
+        (tmp_path / "rules.yaml").write_text(changed)
         done = subprocess.run(
             ["promtool", "test", "rules", UNIT_TESTS.name], cwd=tmp_path, capture_output=True, text=True
         )
