@@ -55,6 +55,8 @@ class PeriodicAttention(nn.Module):
             self.radial_weight = nn.Parameter(torch.empty(shape))
         # (s, t): frozen at the first training batch; s = 0 says that this has not happened yet.
         self.register_buffer("statistics", torch.zeros(2))
+        self._known_frozen = False
+        self.register_load_state_dict_post_hook(_forget_frozen)
         self._initialize()
 
     def _initialize(self) -> None:
@@ -73,8 +75,13 @@ class PeriodicAttention(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """Whether s and t were taken from a first training batch (or loaded)."""
-        return bool(self.statistics[0] != 0)
+        """Whether s and t were taken from a first training batch (or loaded).
+
+        A yes is remembered: asking a GPU at every step would make the host wait for it.
+        """
+        if not self._known_frozen:
+            self._known_frozen = bool(self.statistics[0] != 0)
+        return self._known_frozen
 
     @torch.no_grad()
     def freeze_statistics(self, x: Tensor, all_reduce: AllReduce | None = None) -> None:
@@ -154,6 +161,12 @@ class PeriodicAttention(nn.Module):
         scale, shift = self.statistics.unbind()
         a = (q * self.gauss_direction).sum(-1)
         return torch.where(scale == 0, a, scale * (a + shift))
+
+
+def _forget_frozen(module: nn.Module, _: object) -> None:
+    """After loading, the buffer says anew whether it is frozen."""
+    if isinstance(module, PeriodicAttention):
+        module._known_frozen = False
 
 
 def _radial_basis(config: ModelConfig, layer: int) -> RadialBasis | None:

@@ -313,6 +313,27 @@ def test_loaded_statistics_stay():
     assert torch.equal(statistics(loaded), statistics(trained))
 
 
+def test_loading_says_anew_whether_the_statistics_are_frozen():
+    fresh, model = (Crystalformer(ModelConfig(**SMALL)).train() for _ in range(2))
+    model(batch_of(*golden_crystals()))
+    assert model.frozen
+    copy = deepcopy(model)
+    model.load_state_dict(fresh.state_dict())
+    assert not model.frozen and copy.frozen
+    model(batch_of(*golden_crystals()))
+    assert model.frozen
+
+
+def test_a_frozen_model_is_not_asked_again():
+    """The answer lies on the device: reading it would hold up every step of a GPU."""
+    model = Crystalformer(ModelConfig(**SMALL)).train()
+    model(batch_of(*golden_crystals()))
+    assert model.frozen
+    with torch.profiler.profile() as profile:
+        assert model.frozen
+    assert not [event for event in profile.events() if event.name.startswith("aten::")]
+
+
 def test_workers_freeze_the_statistics_of_the_global_batch():
     """Three workers with a part each, summing in turn, hold the numbers of one worker with the whole, bit for bit
     alike. 1e-11: sums in another order, and images that end at 8 sigma in other blocks."""
