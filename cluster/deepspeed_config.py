@@ -28,8 +28,10 @@ OWNED = {
 """What a file may not set, and the option that does."""
 
 
-def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
-    """The dict for ``deepspeed.initialize``. UserError names a key of the file that one of our options owns."""
+def deepspeed_config(
+    config: TrainConfig, world_size: int, overlay: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The dict for ``deepspeed.initialize``: ours, and over it what ``overlay_of`` has read."""
     accumulation = config.optim.gradient_accumulation
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": -(-config.data.batch_size // (world_size * accumulation)),
@@ -47,9 +49,13 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
         settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     if config.scale.precision == "bf16":
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    if config.scale.deepspeed is not None:
-        _overlay(settings, read_overlay(config.scale.deepspeed))
+    _overlay(settings, overlay or {})
     return settings
+
+
+def overlay_of(config: TrainConfig) -> dict[str, Any] | None:
+    """The content of the user's file, if there is one; read once, by the driver: other nodes may not see it."""
+    return None if config.scale.deepspeed is None else read_overlay(config.scale.deepspeed)
 
 
 def read_overlay(path: str) -> dict[str, Any]:

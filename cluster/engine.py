@@ -7,7 +7,7 @@ checkpoint knows nothing of workers or stages.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -67,9 +67,17 @@ class Engine:
     """Steps, evaluates and hands out weights. Every method but ``predict`` is collective over the workers."""
 
     def __init__(
-        self, model: nn.Module, config: TrainConfig, place: Place, breakdown: Breakdown | None = None
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        place: Place,
+        breakdown: Breakdown | None = None,
+        overlay: Mapping[str, Any] | None = None,
     ) -> None:
-        """Wrap ``model``, which already lies on its device with its first (or restored) weights."""
+        """Wrap ``model``, which already lies on its device with its first (or restored) weights.
+
+        ``overlay``: DeepSpeed's settings of the user's file.
+        """
         import deepspeed
 
         # Only inference uses this operator, and building it takes a compiler and 40 s.
@@ -81,7 +89,7 @@ class Engine:
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
             optimizer=make_optimizer(model, config.optim),
-            config=deepspeed_config(config, place.world_size),
+            config=deepspeed_config(config, place.world_size, overlay),
             dist_init_required=False,
         )
         # A sum over one worker would copy every gradient to a buffer and back: 3 % of a step on a CPU.

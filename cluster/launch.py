@@ -13,6 +13,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config import TrainConfig
+from cluster.deepspeed_config import overlay_of
 from cluster.errors import RunFailed, UserError
 from cluster.feed import TargetScaling
 from cluster.fine_tuning import load_initial
@@ -132,6 +133,7 @@ def _trainer(
         threads=threads,
         monitor=monitor,
         initial=load_initial(config),
+        overlay=overlay_of(config),
     )
     return TorchTrainer(
         run_worker,

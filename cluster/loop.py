@@ -67,6 +67,8 @@ class Job:
     """torch threads of a worker."""
     monitor: Any
     """The Monitor actor."""
+    overlay: Mapping[str, Any] | None = None
+    """DeepSpeed's settings of the user's file."""
     initial: Initial | None = None
     """The model that init_from names."""
 
@@ -137,7 +139,7 @@ class Worker:
         else:
             model.load_state_dict(state.weights)
         self._breakdown = Breakdown(place.device, enabled=config.scale.wall_clock_breakdown)
-        self._engine = Engine(model, config, place, self._breakdown)
+        self._engine = Engine(model, config, place, self._breakdown, job.overlay)
         self._position = Position() if state is None else state.position
         self._best = None if state is None else state.best
         self._best_weights = {} if state is None else state.best_weights

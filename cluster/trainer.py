@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 from cluster.config import TrainConfig, save_yaml
+from cluster.deepspeed_config import overlay_of
 from cluster.errors import RunFailed, UserError
 from cluster.feed import TargetScaling
+from cluster.files import write_text
 from cluster.launch import launch
 from cluster.log import say
 from cluster.progress import counting
@@ -22,6 +25,9 @@ from data_pipeline.info import SourceKind
 from data_pipeline.prepare import prepare_dataset
 from data_pipeline.prepared import PreparedDataset, load_prepared
 from data_pipeline.table import StructureTable
+
+OVERLAY_FILE = "deepspeed.json"
+"""A copy of the user's DeepSpeed file, so that the run folder is enough to repeat the run."""
 
 
 def train(config: TrainConfig) -> RunResult:
@@ -50,6 +56,8 @@ def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
     _check_sizes(config, structures)
     scaling = TargetScaling.fit(structures["train"].targets(), config.optim.normalize_targets)
     save_yaml(store.folder / CONFIG_FILE, config)
+    if (overlay := overlay_of(config)) is not None:
+        write_text(store.folder / OVERLAY_FILE, json.dumps(overlay, indent=1) + "\n")
     store.push(now=True)
     units = {target.name: target.unit for target in dataset.targets if target.name in config.data.target}
     with Tracker(config, store.folder) as tracker:

@@ -12,6 +12,7 @@ import math
 import os
 import queue
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -27,6 +28,8 @@ import torch.distributed as dist
 from ray import tune as ray_tune
 
 from cluster.config import TrainConfig, save_yaml
+from cluster.deepspeed_config import overlay_of
+from cluster.errors import RunFailed, UserError
 from cluster.loop import Job, Worker, prepare_process
 from cluster.machine import Place
 from cluster.monitor import Message
@@ -112,6 +115,7 @@ class OneWorker:
             scaling=data.scaling,
             threads=threads,
             monitor=None,
+            overlay=overlay_of(config),
         )
         worker = Worker(config, job, Place(rank=0, world_size=1, device=device), TrialHost(folder, deadline))
         self.history: list[Row] = list(worker.rows)
@@ -216,7 +220,8 @@ class Trial(ray_tune.Trainable):
         try:
             return self._epoch()
         except Exception as error:  # noqa: BLE001 - a trial that fails is recorded, the search goes on
-            reason = f"{type(error).__name__}: {error}"
+            told = isinstance(error, RunFailed | UserError)
+            reason = str(error) if told else f"{type(error).__name__}: {error}"
             self._close()
             return self._result(ended="failed", reason=reason)
 
@@ -265,7 +270,7 @@ class Trial(ray_tune.Trainable):
             "ended": ended,
             "reason": reason,
             "waited": self._waited,
-            "process": os.getpid(),
+            "process": f"{socket.gethostname()} {os.getpid()}",
             "done": bool(ended),
         }
 

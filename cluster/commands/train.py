@@ -25,12 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Check everything that can be checked without Ray, train, and say where the run is and how good it is."""
-    from cluster.deepspeed_config import read_overlay
+    from cluster.deepspeed_config import overlay_of
     from cluster.options import read_config
 
     config = read_config(args)
-    if config.scale.deepspeed is not None:
-        read_overlay(config.scale.deepspeed)  # the workers read it again; its faults are told before they start
+    overlay_of(config)  # read again at the start of the workers; its faults are told before anything is made
     config = find_data(config)
     from cluster.trainer import train  # Ray and DeepSpeed take seconds to import
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cluster.deepspeed_config import OWNED, deepspeed_config, read_overlay
+from cluster.deepspeed_config import OWNED, deepspeed_config, overlay_of, read_overlay
 from cluster.errors import UserError
 from tests.cluster.small import small_config
 
@@ -45,7 +45,7 @@ def test_a_file_is_laid_over_what_options_make(tmp_path):
         "steps_per_print": 5,
     }
     config = small_config(zero_stage=3, deepspeed=file_of(tmp_path, content))
-    settings = deepspeed_config(config, 2)
+    settings = deepspeed_config(config, 2, overlay_of(config))
     assert settings["wall_clock_breakdown"] is True
     assert settings["steps_per_print"] == 5
     assert settings["zero_optimization"] == {
