@@ -203,14 +203,21 @@ def import_with_blocked(module: str, *blocked: str) -> subprocess.CompletedProce
 
 
 def test_crystalformer_needs_torch_and_numpy_only():
-    done = import_with_blocked("crystalformer", "ray", "deepspeed", "pymatgen", "triton", "safetensors", "pyarrow")
+    done = import_with_blocked(
+        "crystalformer.artifact", "ray", "deepspeed", "pymatgen", "triton", "safetensors", "pyarrow"
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_the_blocker_blocks():
-    done = import_with_blocked("crystalformer", "torch")
+    done = import_with_blocked("crystalformer.artifact", "torch")
     assert done.returncode != 0
     assert "torch is blocked" in done.stderr
+
+
+def test_the_settings_of_a_model_need_no_torch():
+    done = import_with_blocked("crystalformer.config", "torch", "numpy")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_command_line_starts_without_heavy_libraries():
