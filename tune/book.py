@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from cluster.config import TrainConfig
 from tune.space import Settings, Space
 
-SEARCH, REASON, SECONDS = "search", "reason", "seconds"
-"""User attributes of a trial: run_name of the search, why it ended early, seconds it took."""
+SEARCH, REASON, SECONDS, PROCESS = "search", "reason", "seconds", "process"
+"""User attributes of a trial: run_name of the search, why it ended early, seconds it took, host and process."""
 
 WORDS = {
     TrialState.COMPLETE: "complete",
@@ -50,6 +50,8 @@ class TrialRecord:
     """Of training, start and data."""
     settings: Settings
     """The varied settings."""
+    process: str
+    """Host and process that ran it last."""
     reason: str
     """Why it failed or was cut short; empty elsewhere."""
 
@@ -154,6 +156,13 @@ class Book:
 
     # Recording -------------------------------------------------------------------------------------------------
 
+    def runs_in(self, number: int, process: str) -> None:
+        """Note where the trial runs."""
+        with self._lock:
+            trial = self._trials.get(number)
+            if not self.closed and trial is not None and trial.user_attrs.get(PROCESS) != process:
+                trial.set_user_attr(PROCESS, process)
+
     def epochs_done(self, number: int, errors: Sequence[float]) -> bool:
         """Take the validation MAE of every epoch so far; whether the trial should go on.
 
@@ -220,6 +229,7 @@ def record(trial: FrozenTrial, space: Space) -> TrialRecord:
         best_epoch=1 + values.index(min(values)) if values else None,
         seconds=trial.user_attrs.get(SECONDS),
         settings=space.settings(trial.params),
+        process=str(trial.user_attrs.get(PROCESS, "")),
         reason=str(trial.user_attrs.get(REASON, "")),
     )
 

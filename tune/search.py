@@ -61,6 +61,9 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
+_LOUD = ("ray.tune.analysis.experiment_analysis", "ray.tune.execution.tune_controller", "ray.tune.tune")
+"""Loggers of Ray Tune that miss the files of the loggers turned off, and repeat failures that are recorded."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchResult:
@@ -252,8 +255,8 @@ class _Fit(threading.Thread):
         deadline = time.monotonic() + 60 * minutes if minutes else None
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        # At the end it looks for the files of the loggers that are turned off.
-        logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+        for name in _LOUD:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         trainable = ray_tune.with_resources(ray_tune.with_parameters(Trial, shared=setup), capacity.resources)
         self._tuner = ray_tune.Tuner(
             trainable,
@@ -338,6 +341,7 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:  # noqa: ANN401
         """An epoch has ended: the trial goes on, or is worse than most were at this epoch."""
+        self._book.runs_in(result["number"], result["process"])
         go_on = self._book.epochs_done(result["number"], result["errors"])
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
 
@@ -345,6 +349,7 @@ class StudyScheduler(FIFOScheduler):
         """The trial has ended, one way or another."""
         number = trial.config["number"]
         if "errors" in result:
+            self._book.runs_in(number, result["process"])
             self._book.epochs_done(number, result["errors"])
         if result.get("ended") == "complete":
             self._book.complete(number)
@@ -359,8 +364,8 @@ class StudyScheduler(FIFOScheduler):
 
 
 def _death(trial: TuneTrial) -> str:
-    """Why Ray says that a trial's process is gone, in a line."""
-    error = trial.get_error()
-    text = str(getattr(error, "cause", None) or error)
+    """Why Ray says that a trial's process is gone, in a sentence or two."""
+    file = Path(trial.error_file or "")
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"its process died: {lines[-1] if lines else 'no reason is known'}"
+    return f"its process died: {lines[-1][:300] if lines else 'Ray gives no reason'}"

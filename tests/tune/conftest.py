@@ -23,23 +23,33 @@ SMALL = {
 """Settings of a trial that takes a fraction of a second an epoch."""
 
 
-def rocksalt(a: float) -> str:
-    """NaCl with a cubic cell of ``a`` Å as CIF text."""
+KINDS = {
+    "rocksalt": ("Fm-3m", 5.0, ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+    "caesium": ("Pm-3m", 4.0, ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+    "fluorite": ("Fm-3m", 5.4, ["Ca", "F"], [[0, 0, 0], [0.25, 0.25, 0.25]]),
+    "perovskite": ("Pm-3m", 3.9, ["Sr", "Ti", "O"], [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0]]),
+}
+"""Space group, edge of the cubic cell in Å, elements and their places."""
+
+
+def cif(kind: str, strain: float) -> str:
+    """A structure of 2 to 5 atoms as CIF text."""
     from pymatgen.core import Lattice, Structure
 
-    sites = [[0, 0, 0], [0.5, 0.5, 0.5]]
-    return Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), ["Na", "Cl"], sites).to(fmt="cif")
+    group, a, elements, sites = KINDS[kind]
+    return Structure.from_spacegroup(group, Lattice.cubic(a * strain), elements, sites).to(fmt="cif")
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """A folder of data sets that holds ``salts``: 40 crystals with their gap in eV."""
+    """A folder of data sets that holds ``salts``: 40 crystals of four kinds with their gap in eV."""
     folder = tmp_path_factory.mktemp("tune")
     with (folder / "salts.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["id", "cif", "gap"])
         for number in range(40):
-            rows.writerow([f"salt-{number}", rocksalt(4.5 + 0.05 * number), 1.0 + (7 * number % 40) / 20])
+            kind = sorted(KINDS)[number % 4]
+            rows.writerow([f"salt-{number}", cif(kind, 0.95 + 0.0025 * number), 1.0 + number % 4 + number / 40])
     words = ["prepare", "--source", str(folder / "salts.csv"), "--name", "salts", "--data_dir", str(folder / "data")]
     assert main(words) == 0
     return folder / "data"

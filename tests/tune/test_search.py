@@ -1,0 +1,296 @@
+"""Whole searches through Ray Tune on real structures: what they find and leave, and what may go wrong on the way."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+
+import optuna
+import pytest
+import ray
+
+import tune  # noqa: F401 - sets Ray's environment
+from cluster.cli import main
+from cluster.config import load_yaml
+from cluster.errors import UserError
+from cluster.report import read_metrics
+from tune.book import records
+from tune.folder import new_search, saved_search
+from tune.search import search
+from tune.study import open_storage
+
+SPACE = """
+scale_real: {log: [0.6, 1.2]}
+lr: {choice: [5e-4, 1e25]}
+model_dim: {choice: [16, 24]}
+head_num: {choice: [2, 3]}
+"""
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def address():
+    """Of a local Ray for all searches, those in other processes too."""
+    context = ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("searches")
+
+
+@pytest.fixture(scope="module")
+def words(settings, folder):
+    """``words(name, own options)``: the options of a search's command line."""
+
+    def make(name, **options):
+        every = settings | {"storage_path": str(folder), "run_name": name} | options
+        return [f"--{key}={value[0] if isinstance(value, list) else value}" for key, value in every.items()]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def plan(settings, folder):
+    """``plan(name, own options, **settings)``: a search of that name."""
+
+    def make(name, given, **others):
+        where = {"run_name": name, "storage_path": str(folder)}
+        return new_search({**settings, **where, **others}, given, datetime.now())
+
+    return make
+
+
+def saved(folder, name, **given):
+    return saved_search({"run_name": name, "storage_path": str(folder), "resume": True}, given)
+
+
+def trials_of(plan):
+    """The trials in the study of a search."""
+    return records(optuna.load_study(study_name=plan.study_name, storage=open_storage(plan.url)), plan.space)
+
+
+class Found:
+    """A finished search: what was printed, its settings and its trials."""
+
+    def __init__(self, out, plan):
+        self.out, self.plan, self.folder = out, plan, plan.folder
+        self.trials = trials_of(plan)
+        good = [trial for trial in self.trials if trial.state != "failed" and trial.value is not None]
+        self.best = min(good, key=lambda trial: trial.value)
+
+
+@pytest.fixture(scope="module")
+def found(words, folder):
+    """A search whose space holds settings that diverge and combinations that no model can have."""
+    (folder / "space.yaml").write_text(SPACE)
+    options = {"space": folder / "space.yaml", "num_trials": 10, "epochs": 4, "grace_epochs": 1}
+    capture = pytest.MonkeyPatch()
+    lines = []
+    capture.setattr(sys, "stdout", Capture(lines))
+    try:
+        assert main(["tune", *words("found", **options)]) == 0
+    finally:
+        capture.undo()
+    return Found("".join(lines), saved(folder, "found"))
+
+
+class Capture:
+    """A stdout that keeps what is written."""
+
+    def __init__(self, lines):
+        self._lines = lines
+
+    def write(self, text):
+        self._lines.append(text)
+        return len(text)
+
+    def flush(self):
+        """Nothing is held back."""
+
+    def isatty(self):
+        return False
+
+
+def test_failed_trials_are_recorded_with_their_reason_and_the_search_goes_on(found):
+    assert [trial.number for trial in found.trials] == list(range(10))
+    failed = [trial for trial in found.trials if trial.state == "failed"]
+    diverged = [trial for trial in failed if "diverged" in trial.reason]
+    wrong = [trial for trial in failed if "head_num must be a divisor of model_dim=16, got 3" in trial.reason]
+    assert diverged and wrong and len(diverged) + len(wrong) == len(failed)
+    assert all(trial.settings["lr"] == 1e25 for trial in diverged)
+    good = [trial for trial in found.trials if trial not in failed]
+    assert {trial.state for trial in good} == {"complete", "stopped early"}
+    assert all(trial.epochs == 4 for trial in good if trial.state == "complete")
+    assert all(0 < trial.value < 5 and trial.seconds > 0 for trial in good)
+
+
+def test_trials_go_through_few_processes(found):
+    ran = [trial.process for trial in found.trials if trial.process]
+    assert len(ran) > 4
+    assert 1 <= len(set(ran)) <= 2
+
+
+def test_what_is_said_at_the_end(found):
+    number = found.best.number
+    assert re.search(r"^trial 0  val MAE \d\.\d{4} eV  complete, epoch 4", found.out, re.MULTILINE) or re.search(
+        r"^trial 0  val MAE \d\.\d{4}  complete, epoch 4", found.out, re.MULTILINE
+    )
+    table = re.findall(r"^ +(\d+) +(\d\.\d{4})? +\d+ .*(?:complete|stopped early|failed)", found.out, re.MULTILINE)
+    assert sorted(int(row[0]) for row in table) == list(range(10))
+    assert int(table[0][0]) == number
+    assert f"best trial  {number}: validation MAE gap {found.best.value:.4f}" in found.out
+    assert f"train it    crystalformer train --config {found.folder}/best.yaml" in found.out
+    assert "neighbour lists found for" in found.out
+
+
+def test_the_files_of_a_search(found):
+    with (found.folder / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows] == [trial.state for trial in found.trials]
+    assert [row["reason"] for row in rows] == [trial.reason for trial in found.trials]
+    values = [float(row["val_mae_gap"]) if row["val_mae_gap"] else None for row in rows]
+    assert values == [trial.value for trial in found.trials]
+    for name in ("history", "importance", "parallel", "slice"):
+        assert (found.folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    page = (found.folder / "report.html").read_text()
+    assert page.count("Plotly.newPlot(") >= 4
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
+    assert "diverged" in page
+    assert not (found.folder / ".ray").exists()
+
+
+def test_train_takes_the_best_settings_and_gives_the_same_numbers(found):
+    config = load_yaml(found.folder / "best.yaml")
+    assert (config.optim.epochs, config.optim.swa_epochs) == (100, 50)
+    command = ["train", "--config", str(found.folder / "best.yaml"), "--epochs", "4", "--swa_epochs", "0"]
+    assert main(command) == 0
+    full = [row["val_mae"]["gap"] for row in read_metrics(found.folder.parent / "found-best")]
+    number = found.best.number
+    rows = read_metrics(found.folder / "trials" / f"{number:04d}")
+    assert [row["val_mae"]["gap"] for row in rows] == full[: len(rows)]
+    assert found.best.value == min(full[: len(rows)])
+    assert found.best.best_epoch == 1 + full.index(found.best.value)
+
+
+def test_a_finished_search_only_reports_again_and_its_name_is_taken(found, words, capsys):
+    before = (found.folder / "trials.csv").read_text()
+    assert main(["tune", "--run_name=found", f"--storage_path={found.folder.parent}", "--resume"]) == 0
+    assert "best trial" in capsys.readouterr().out
+    assert (found.folder / "trials.csv").read_text() == before
+    assert main(["tune", *words("found")]) == 2
+    assert "run_name 'found' exists in" in capsys.readouterr().err
+    assert main(["tune", *words("found", epochs=2), "--resume"]) == 2
+    assert capsys.readouterr().err == "error: epochs is 2 but the search to resume was started with 4\n"
+
+
+def test_a_trial_of_two_workers_gives_the_same_value(plan, found):
+    both = plan("both", {"num_trials": 1, "epochs": 2}, num_workers=2, cpus_per_worker=0.4)
+    (trial,) = search(both).trials
+    assert trial.state == "complete", trial.reason
+    alone = read_metrics(found.folder / "trials" / "0000")[:2]  # the settings as given, too
+    assert trial.value == pytest.approx(min(row["val_mae"]["gap"] for row in alone), rel=1e-4)
+
+
+def test_a_process_that_dies_costs_its_trial_only(plan):
+    made = plan("killed", {"num_trials": 2, "epochs": 300, "concurrent": 1, "trial_retries": 0, "max_radius": 12.0})
+
+    def kill():
+        while not (trials := trials_of(made) if (made.folder / "study.db").exists() else []) or not trials[0].process:
+            time.sleep(0.2)
+        os.kill(int(trials[0].process.split()[1]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    first, second = search(made).trials
+    killer.join(1)
+    assert first.state == "failed"
+    assert first.reason.startswith("its process died: ") and "no reason" not in first.reason
+    assert second.state in ("complete", "stopped early")
+
+
+# Killed, told to stop, out of time -------------------------------------------------------------------------------
+
+
+def wait_for(process, file, count):
+    """Until ``count`` trials have been told as ended."""
+    for _ in range(1200):
+        if file.read_text().count("\ntrial ") >= count:
+            return
+        assert process.poll() is None, file.read_text()
+        time.sleep(0.1)
+    raise AssertionError(file.read_text())
+
+
+def test_a_search_survives_signals_kills_and_the_end_of_its_time(words, folder, address):
+    log = folder / "log.txt"
+    environment = os.environ | {"RAY_ADDRESS": address}
+
+    def begin(options):
+        command = [sys.executable, "-m", "cluster", "tune", *options]
+        with log.open("w") as file:
+            return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=file)
+
+    options = words("long", num_trials=40, epochs=30, grace_epochs=10, max_radius=12)
+    process = begin(options)
+    wait_for(process, log, 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert re.search(r"stopped after \d+ of 40 trials; go on with --run_name long --resume$", log.read_text().strip())
+    ended = [[trial for trial in trials_of(saved(folder, "long")) if trial.ended]]
+
+    process = begin([*options, "--resume"])
+    wait_for(process, log, 2)
+    process.kill()
+    process.wait(30)
+    plan = saved(folder, "long")
+    ended.append([trial for trial in trials_of(plan) if trial.ended])
+
+    begun = len(trials_of(plan))
+    result = search(saved(folder, "long", max_minutes=1e-4))
+    assert not result.finished
+    assert len(result.trials) <= begun + 2
+    ended.append([trial for trial in result.trials if trial.ended])
+
+    result = search(saved(folder, "long", num_trials=len(result.trials) + 1, max_minutes=None))
+    assert result.finished
+    assert all(trial.ended for trial in result.trials)
+    assert [trial.number for trial in result.trials] == list(range(len(result.trials)))
+    assert len({tuple(trial.settings.values()) for trial in result.trials}) == len(result.trials)
+    for before in ended:
+        assert before
+        assert [result.trials[trial.number] for trial in before] == before
+
+
+def test_two_processes_cannot_go_on_with_one_search(folder, found):
+    from tune.folder import locked
+
+    with locked(found.folder), pytest.raises(UserError, match="is in use: another process"):
+        search(found.plan)
+
+
+def test_what_cannot_be_is_told_before_anything_starts(plan, folder):
+    for given, others, message in [
+        ({"num_trials": 0}, {}, "num_trials must be at least 1, got 0"),
+        ({"objective": "shear"}, {}, "objective must be one of the targets gap, got 'shear'"),
+        ({"storage": "study.db"}, {}, "storage must be a database URL such as"),
+        ({"space": str(folder / "nowhere.yaml")}, {}, "nowhere.yaml: No such file or directory"),
+        ({}, {"storage_path": "s3://bucket/runs"}, "storage_path of a search must be a folder that all nodes share"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(message)):
+            plan("never", given, **others)
+    assert not (folder / "never").exists()
+    with pytest.raises(UserError, match="a trial of 1 workers does not fit the cluster's 2 CPUs"):
+        search(plan("wide", {}, cpus_per_worker=3))
+    with pytest.raises(UserError, match="run_name 'nowhere' cannot be resumed"):
+        saved(folder, "nowhere")
