@@ -22,6 +22,7 @@ from cluster.loop import Job, run_worker
 from cluster.monitor import Message, Monitor
 from cluster.progress import Progress
 from cluster.report import MetricsLog, read_metrics
+from cluster.session import autoscaled, require_told
 from cluster.storage import RunStore
 from cluster.tables import SharedTables, SplitTables, TablesOnDisk, share
 
@@ -157,7 +158,9 @@ def worker_resources(config: TrainConfig) -> tuple[int, dict[str, float], bool]:
     """torch threads of a worker, what Ray reserves for it, and whether it has a GPU. UserError for too few GPUs."""
     total, scale = ray.cluster_resources(), config.scale
     gpus, workers = total.get("GPU", 0.0), scale.num_workers
-    if scale.device == "cuda" and gpus < workers.fewest:
+    if autoscaled():
+        require_told(device=scale.device, cpus_per_worker=scale.cpus_per_worker)
+    elif scale.device == "cuda" and gpus < workers.fewest:
         raise UserError(f"device cuda: {workers} workers need a GPU each, the cluster has {gpus:g}")
     gpu = scale.device == "cuda" or (scale.device == "auto" and gpus >= workers.fewest)
     nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]

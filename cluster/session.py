@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from cluster.environment import for_workers
+from cluster.errors import UserError
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 """The workers' output stays in Ray's log files, which the dashboard shows."""
@@ -31,3 +32,15 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def autoscaled() -> bool:
+    """Whether an autoscaler adds nodes for what waits, and may have added none yet. KubeRay tells the head so."""
+    return os.environ.get("RAY_enable_autoscaler_v2", "").lower() in ("1", "true")
+
+
+def require_told(**settings: object) -> None:
+    """UserError for the first of the settings that is None or auto: nodes to come cannot be counted."""
+    for name, value in settings.items():
+        if value in (None, "auto"):
+            raise UserError(f"{name} must be given on a cluster with an autoscaler: it cannot follow from the nodes")

@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cluster.config import TrainConfig
 from cluster.errors import UserError
 from cluster.interrupts import Interrupts, RunStopped
-from cluster.session import ray_session
+from cluster.session import autoscaled, ray_session, require_told
 from cluster.tables import cached_structures
 from data_pipeline.prepared import PreparedDataset
 from data_pipeline.table import StructureTable
@@ -224,7 +224,12 @@ def _capacity(plan: Search) -> Capacity:
     scale, total = plan.config.scale, ray.cluster_resources()
     all_cpus, gpus, workers = total.get("CPU", 1.0), total.get("GPU", 0.0), scale.num_workers.most
     gpu = scale.device == "cuda" or (scale.device == "auto" and gpus >= workers)
-    if gpu and gpus < workers:
+    if autoscaled():  # as if all that the trials at once take were there
+        told = plan.options.concurrent
+        require_told(device=scale.device, cpus_per_worker=scale.cpus_per_worker, concurrent=told)
+        all_cpus = float(told or 0) * (float(scale.cpus_per_worker or 0) * workers + OUTER_CPUS)
+        gpus = float(told or 0) * workers
+    elif gpu and gpus < workers:
         raise UserError(f"device cuda: a trial's {workers} workers need a GPU each, the cluster has {gpus:g}")
     outer = OUTER_CPUS if workers > 1 else 0.0
     cpus = scale.cpus_per_worker or min(1.0, int(100 * (all_cpus - outer) / workers) / 100)
