@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-.PHONY: help setup train data predict test check lint types bench manifests image dashboard submit down
+.PHONY: help setup train tune data predict test check lint types bench manifests image dashboard submit down
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ setup: $(READY) ## the environment in .venv, from pinned versions
 
 train: $(READY) ## train and test: TARGET=shear [DATASET=..] [EPOCHS=..] [WORKERS=..] [ARGS="--lr 0.001 .."]
 	@$(CLI) train --target $(TARGET) $(call flag,dataset,$(DATASET)) $(call flag,epochs,$(EPOCHS)) $(call flag,num_workers,$(WORKERS)) $(ARGS)
+
+tune: $(READY) ## search for the best settings: TARGET=shear [DATASET=..] [TRIALS=..] [EPOCHS=..] [ARGS="--max_minutes 60 .."]
+	@$(CLI) tune --target $(TARGET) $(call flag,dataset,$(DATASET)) $(call flag,num_trials,$(TRIALS)) $(call flag,epochs,$(EPOCHS)) $(ARGS)
 
 data: $(READY) ## download and preprocess a data set: DATASET=jarvis__megnet-shear
 	@$(CLI) prepare $(DATASET) $(ARGS)
