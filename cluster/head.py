@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -96,10 +97,11 @@ def start(folder: Path, port: int = DASHBOARD_PORT) -> Head:
         raise UserError(f"port {port} of {LOOPBACK} cannot be used for the dashboard; choose another: PORT=8266")
     folder.mkdir(parents=True, exist_ok=True)
     _ray("get-auth-token", "--generate")
-    gcs, metrics = _two_free_ports()
+    gcs, metrics, agent = _free_ports(3)
     words = ["start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true", f"--port={gcs}"]
     words += [f"--node-ip-address={LOOPBACK}", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={port}"]
-    words += [f"--metrics-export-port={metrics}"]
+    # The agent runs the jobs; on a port that is taken it would do without its server and say nothing.
+    words += [f"--metrics-export-port={metrics}", f"--dashboard-agent-listen-port={agent}"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [_ray_command(), *words], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_environment(),
@@ -113,7 +115,7 @@ def start(folder: Path, port: int = DASHBOARD_PORT) -> Head:
         metrics=f"http://{LOOPBACK}:{metrics}/metrics",
     )
     write_text(_file(folder), json.dumps(asdict(head), indent=1) + "\n")
-    _wait_until_up(process, head, folder)
+    _wait_until_up(process, head, agent, folder)
     return head
 
 
@@ -155,19 +157,20 @@ def submit_job(folder: Path, job: str) -> int:
     return subprocess.run([_ray_command(), *words], env=_environment(), check=False).returncode
 
 
-def _wait_until_up(process: subprocess.Popen[bytes], head: Head, folder: Path) -> None:
+def _wait_until_up(process: subprocess.Popen[bytes], head: Head, agent: int, folder: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not _answers(head.dashboard):
+    urls = (f"{head.dashboard}/api/jobs/", f"http://{LOOPBACK}:{agent}/api/healthz")
+    while not all(_answers(url) for url in urls):
         if process.poll() is not None or time.monotonic() > deadline:
             stop(folder)
             raise UserError(f"the Ray head did not start; see {folder / 'log'}")
         time.sleep(0.2)
 
 
-def _answers(dashboard: str) -> bool:
-    """Whether the job server is up; without a token it answers that one is missing, which will do."""
+def _answers(url: str) -> bool:
+    """Whether a server is up; without a token it answers that one is missing, which will do."""
     try:
-        with urllib.request.urlopen(f"{dashboard}/api/jobs/", timeout=5) as reply:  # noqa: S310 - our own http address
+        with urllib.request.urlopen(url, timeout=5) as reply:  # noqa: S310 - our own http address
             return bool(reply.status == 200)
     except urllib.error.HTTPError as error:
         return error.code in (401, 403)
@@ -205,11 +208,12 @@ def _free(port: int) -> bool:
     return True
 
 
-def _two_free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        first.bind((LOOPBACK, 0))
-        second.bind((LOOPBACK, 0))
-        return first.getsockname()[1], second.getsockname()[1]
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 if __name__ == "__main__":
