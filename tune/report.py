@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import shlex
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -195,7 +196,9 @@ def _picture(study: Study, name: str, label: str, path: str) -> None:
     import matplotlib.pyplot as plt
     from optuna.visualization import matplotlib as plots
 
-    axes = _draw(plots, study, name, label)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a setting with one value only has no range to draw
+        axes = _draw(plots, study, name, label)
     first = axes.flat[0] if hasattr(axes, "flat") else axes
     first.figure.set_size_inches(max(8.0, 3.2 * getattr(axes, "size", 1)), 5.0)
     first.figure.savefig(path, dpi=120, bbox_inches="tight")
