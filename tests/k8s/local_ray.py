@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -46,31 +47,45 @@ class LocalRay:
             "RAY_JOB_STOP_WAIT_TIME_S": "120",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_metrics_report_interval_ms": "1000",
+            "CRYSTALFORMER_LEAVING": str(self.folder / "leaving"),
         }
+        self.node_address = socket.gethostbyname(socket.gethostname())
         head = ["--head", f"--port={gcs}", f"--dashboard-port={self.dashboard_port}", "--num-cpus=0"]
-        head += [
-            f"--temp-dir={self.folder}",
-            f"--metrics-export-port={self.head_metrics}",
-            "--node-ip-address=127.0.0.1",
-        ]
-        worker = [f"--address={self.address}", f"--num-cpus={cpus}", f"--metrics-export-port={self.worker_metrics}"]
-        self._processes: list[subprocess.Popen[bytes]] = []
+        head += [f"--temp-dir={self.folder}", f"--metrics-export-port={self.head_metrics}"]
+        self._worker = [f"--address={self.address}", f"--num-cpus={cpus}"]
+        self._worker += [f"--metrics-export-port={self.worker_metrics}", *_agent(agents[2:])]
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         try:
             self._start("head", [*head, *_agent(agents[:2])])
             self.run(["ray", "health-check", "--address", self.address], until=START_SECONDS)
-            self._start("worker", [*worker, *_agent(agents[2:])])
-            self.node_address = socket.gethostbyname(socket.gethostname())
+            self.start_worker()
         except BaseException:
             self.close()
             raise
 
+    def start_worker(self) -> None:
+        """Start the worker."""
+        self._start("worker", self._worker)
+
+    def end_worker(self) -> None:
+        """SIGTERM to the worker, as the kubelet sends it after preStop."""
+        _end([self._nodes.pop("worker")])
+
+    def worker_id(self) -> str:
+        """Ray's name of the worker's node that is alive."""
+        words = ["ray", "list", "nodes", "--address", self.dashboard, "--format", "json"]
+        for _ in range(60):
+            for node in json.loads(self.run(words, until=10) or "[]"):
+                if node["state"] == "ALIVE" and not node["is_head_node"]:
+                    return str(node["node_id"])
+            time.sleep(0.5)
+        raise RuntimeError((self.folder / "worker.log").read_text())
+
     def _start(self, name: str, words: list[str]) -> None:
         with (self.folder / f"{name}.log").open("wb") as log:
             command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *words]
-            self._processes.append(
-                subprocess.Popen(
-                    command, stdout=log, stderr=log, env=self.environment, cwd=REPOSITORY, start_new_session=True
-                )
+            self._nodes[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, env=self.environment, cwd=REPOSITORY, start_new_session=True
             )
 
     def run(self, words: list[str], *, until: float = 0.0) -> str:
@@ -86,15 +101,19 @@ class LocalRay:
 
     def close(self) -> None:
         """End what was started, the worker first, and all that it started."""
-        for process in reversed(self._processes):
-            process.send_signal(signal.SIGTERM)
-        for process in reversed(self._processes):
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        _end(list(self._nodes.values())[::-1])
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _agent(ports: list[int]) -> list[str]:

@@ -180,8 +180,8 @@ def jobs(ray, prometheus, tmp_path_factory):
     return jobs
 
 
-def test_an_eviction_ends_both_with_a_checkpoint(jobs):
-    """preStop of the head: SIGTERM to the drivers, which write checkpoints and exit with 143."""
+def wait_until_under_way(jobs: Jobs) -> None:
+    """Until the run and the search's first trial have had an epoch."""
     begun = ["shear-1/metrics.jsonl", "shear-search-1/trials/0000/metrics.jsonl"]
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not all((jobs.place("/mnt/runs") / file).exists() for file in begun):
@@ -189,18 +189,44 @@ def test_an_eviction_ends_both_with_a_checkpoint(jobs):
             assert jobs.info(name)["status"] in ("PENDING", "RUNNING"), jobs.log(name)
         assert time.monotonic() < deadline, jobs.log("train-1") + jobs.log("tune-1")
         time.sleep(0.5)
-    hook = jobs.hook("train", "headGroupSpec")
-    done = subprocess.run([*hook, "60", "1"], env=jobs.ray.environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def run_hook(jobs: Jobs, part: str, *words: str) -> str:
+    """A pod's preStop; its output."""
+    environment = {**jobs.ray.environment, "RAY_ADDRESS": jobs.ray.address}
+    done = subprocess.run([*jobs.hook("train", part), *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def checkpoints(jobs: Jobs) -> set[str]:
+    return {path.name for path in jobs.place("/mnt/runs/shear-1").glob("checkpoint-*")}
+
+
+def test_a_worker_that_is_evicted_leaves_a_checkpoint(jobs):
+    """preStop of the worker: a checkpoint is registered, long before the time is up."""
+    wait_until_under_way(jobs)
+    assert checkpoints(jobs) == set(), "the next one would be due after the last epoch"
+    began = time.monotonic()
+    run_hook(jobs, "workerGroupSpecs", str(DEADLINE_SECONDS), jobs.ray.worker_id())
+    assert time.monotonic() - began < DEADLINE_SECONDS / 2
+    assert len(checkpoints(jobs)) == 1
+
+
+def test_a_head_that_is_evicted_ends_its_jobs_with_checkpoints(jobs):
+    """preStop of the head: SIGTERM to the drivers, which exit with 143."""
+    assert run_hook(jobs, "headGroupSpec", "60", "1") == ""
     for name in ("train-1", "tune-1"):
         info = jobs.wait(name)
         assert info["status"] == "FAILED", jobs.log(name)
         assert info["driver_exit_code"] == 128 + signal.SIGTERM, jobs.log(name)
-    assert list(jobs.place("/mnt/runs/shear-1").glob("checkpoint*"))
+    assert checkpoints(jobs)
 
 
 def test_a_retry_goes_on_and_ends(jobs):
-    """The same entrypoints again, as KubeRay's backoffLimit repeats them."""
+    """The same entrypoints again, as KubeRay's backoffLimit repeats them, with another worker's pod."""
+    jobs.ray.end_worker()
+    jobs.ray.start_worker()
     jobs.submit("train", "train-2")
     jobs.submit("tune", "tune-2")
     assert jobs.wait("train-2")["status"] == "SUCCEEDED", jobs.log("train-2")
