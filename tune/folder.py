@@ -106,7 +106,7 @@ def saved_search(settings: Mapping[str, Any], given: Mapping[str, Any]) -> Searc
         raise UserError(f"run_name {settings['run_name']!r} cannot be resumed: {folder} holds no {SEARCH_FILE}")
     flat, saved = load_flat(folder / CONFIG_FILE), read_yaml(folder / SEARCH_FILE)
     rules, place = saved.pop(RULES), saved.pop("storage")
-    _check_same(settings, flat, _CHANGE_ANYWAY)
+    _check_same(_own_names(settings, flat), flat, _CHANGE_ANYWAY)
     _check_same(given, saved, MAY_CHANGE)
     keep = {"storage_path": str(folder.parent), "run_name": str(settings["run_name"])}
     try:
@@ -126,6 +126,18 @@ def saved_search(settings: Mapping[str, Any], given: Mapping[str, Any]) -> Searc
             else f"the search's study is in {where}: leave out --storage and unset {VARIABLE}"
         )
     return search
+
+
+def _own_names(settings: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the data set and targets, where they are given, under the names the search was begun with."""
+    from data_pipeline.datasets import resolve
+
+    given = {name: settings[name] for name in ("dataset", "target") if settings.get(name) is not None}
+    if not given:
+        return dict(settings)
+    data_dir = Path(settings.get("data_dir", saved["data_dir"]))
+    found = resolve(given.get("dataset", saved["dataset"]), given.get("target", saved["target"]), data_dir)
+    return {**settings, "dataset": found.name, "target": found.target_names}
 
 
 def _check_same(given: Mapping[str, Any], saved: Mapping[str, Any], may_change: frozenset[str]) -> None:
@@ -168,6 +180,8 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{folder} is in use: another process goes on with this search") from error
+        except OSError as error:
+            raise UserError(f"{folder} cannot be locked: {error.strerror}") from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

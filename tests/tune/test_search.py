@@ -190,6 +190,8 @@ def test_a_finished_search_only_reports_again_and_its_name_is_taken(found, words
     assert (found.folder / "trials.csv").read_text() == before
     assert main(["tune", *words("found")]) == 2
     assert "run_name 'found' exists in" in capsys.readouterr().err
+    assert main(["tune", *words("found", num_trials=10), "--auto_resume"]) == 0
+    assert "best trial" in capsys.readouterr().out
     assert main(["tune", *words("found", epochs=2), "--resume"]) == 2
     assert capsys.readouterr().err == "error: epochs is 2 but the search to resume was started with 4\n"
 
