@@ -50,7 +50,9 @@ def test_everything_copied_is_in_the_build_context_and_every_package_is_copied()
 
 
 def test_it_is_installed_with_the_pins_and_runs_as_nobody_special():
-    assert any("pip install" in value and "-c constraints.txt ." in value for value in values("RUN"))
+    (installed,) = [value for value in values("RUN") if "pip install" in value]
+    extras = re.search(r'-c constraints\.txt "\.\[([\w,]+)\]"$', installed).group(1).split(",")
+    assert set(extras) <= set(PROJECT["project"]["optional-dependencies"]) - {"dev"}
     assert values("USER") == ["1000:1000"]
     last_stage = DOCKERFILE[DOCKERFILE.rindex("\nFROM") :]
     assert not re.search(r"\b(gcc|g\+\+|build-essential|git)\b", last_stage)
