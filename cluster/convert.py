@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from cluster.predict import load_predictor
+from cluster.storage import local_folder
 from crystalformer.artifact import ModelCard, TargetScale, save_model
 from crystalformer.config import ModelConfig
 from crystalformer.model import Crystalformer
@@ -183,8 +184,16 @@ def _scales(checkpoint: Checkpoint, count: int, targets: Sequence[tuple[str, str
     )
 
 
-def to_file(folder: Path, out: Path) -> None:
-    """Write the authors' torch file of a model folder, or of a folder that holds model/ and perhaps model-swa/."""
+def to_file(location: str, out: Path) -> None:
+    """Write the authors' torch file of a model folder, or of a folder that holds model/ and perhaps model-swa/.
+
+    location: a path or a URI such as s3://bucket/runs/NAME.
+    """
+    with local_folder(location) as folder:
+        _write_reference(folder, out)
+
+
+def _write_reference(folder: Path, out: Path) -> None:
     single = not (folder / "model").is_dir()
     folders = {"model": folder} if single else {n: folder / n for n in PREFIXES if (folder / n).is_dir()}
     state: dict[str, Tensor] = {}

@@ -1,27 +1,42 @@
-"""Structures that a user names on the command line: files, folders of files, and structure tables."""
+"""Structures that a user names on the command line: files, folders of files, and structure tables.
+
+They are planned as pieces first, so that many can be read in any order and by several processes.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from data_pipeline.crystal import Crystal, read_crystals
 from data_pipeline.errors import DataError
 from data_pipeline.parse import from_pymatgen, parse_structure
 from data_pipeline.reduce import ReductionError, primitive_cell
-from data_pipeline.schema import check_schema
+from data_pipeline.schema import FIXED_COLUMNS, check_schema
 from data_pipeline.table import checked_files
 from data_pipeline.validate import structure_problem
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-KNOWN_FILES = ("*.cif", "*poscar*", "*contcar*", "*.vasp", "*.json", "*.xsf", "*.cssr", "*.res", "*.mcif", "*.yaml")
+KNOWN_FILES = (
+    *("*.cif", "*.mcif", "*poscar*", "*contcar*", "*.vasp", "*.json", "*.json.gz", "*.jsonl", "*.jsonl.gz"),
+    *("*.xsf", "*.cssr", "*.res", "*.yaml"),
+)
 """Names, in lower case, of the files that are taken from a folder; a file named itself may be called anything."""
+RECORD_FILES = (".json", ".json.gz", ".jsonl", ".jsonl.gz")
+"""Endings of files that hold one structure or many."""
+
+STREAM_FROM = 20_000
+"""Structures from which they are predicted through Ray (screening.py): its start takes some 20 s."""
+
+FILES_A_PIECE = 128
+ROWS_A_PIECE = 1024
+PIECES_A_GROUP = 64
+"""Of a row group at most: each piece of one decodes it from its beginning."""
+
 _ROWS = 1024
 """Rows of a structure table read at once."""
 
@@ -39,26 +54,68 @@ class Found:
     problem: str | None = None
 
 
-def find_structures(inputs: Sequence[str]) -> Iterator[Found]:
-    """Every structure of ``inputs`` in their order: checked, and in the primitive cell, as training sees it."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """Some structures of the inputs: files, or ``rows`` rows of a table, or what is wrong with an input.
+
+    group, first: where the rows begin in the file, its row group and the row of that. row: number of the first row
+    in the file, for messages.
+    """
+
+    paths: tuple[str, ...]
+    rows: int = 0
+    group: int = 0
+    first: int = 0
+    row: int = 0
+    problem: str | None = None
+
+    @property
+    def count(self) -> int:
+        """Structures in it; a file is counted as one, though a JSON file may hold more."""
+        return self.rows or len(self.paths)
+
+
+def plan_pieces(inputs: Sequence[str]) -> list[Piece]:
+    """All of ``inputs`` in their order, as pieces to be read one by one; structures are not looked at yet."""
+    pieces: list[Piece] = []
+    files: list[Path] = []
     for name in inputs:
         path = Path(name)
         if path.is_dir() and not any(path.glob("*.parquet")):
-            yield from _of_folder(path)
+            files += _known_files(path) or [path]
         elif path.is_dir() or path.suffix.lower() == ".parquet":
-            yield from _of_table(path)
+            pieces += [*_of_files(files), *_of_table(path)]
+            files = []
         else:
-            yield _of_file(path)
+            files.append(path)
+    return [*pieces, *_of_files(files)]
 
 
-def _of_folder(folder: Path) -> Iterator[Found]:
+def find_structures(inputs: Sequence[str]) -> Iterator[Found]:
+    """Every structure of ``inputs`` in their order: checked, and in the primitive cell, as training sees it."""
+    for piece in plan_pieces(inputs):
+        yield from read_piece(piece)
+
+
+def read_piece(piece: Piece) -> Iterator[Found]:
+    """The structures of a piece, in order."""
+    if piece.problem is not None:
+        yield Found(id=piece.paths[0], where=piece.paths[0], problem=piece.problem)
+    elif piece.rows:
+        yield from _of_rows(piece)
+    else:
+        for path in piece.paths:
+            yield from _of_file(Path(path))
+
+
+def _of_files(files: Sequence[Path]) -> Iterator[Piece]:
+    for start in range(0, len(files), FILES_A_PIECE):
+        yield Piece(paths=tuple(str(path) for path in files[start : start + FILES_A_PIECE]))
+
+
+def _known_files(folder: Path) -> list[Path]:
     """The structure files of a folder by name; hidden ones and those in folders below are left out."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and _is_known(path))
-    if not files:
-        reason = f"holds no structure file ({', '.join(KNOWN_FILES)}) and no structure table (*.parquet)"
-        yield Found(id=str(folder), where=str(folder), problem=reason)
-    for path in files:
-        yield _of_file(path)
+    return sorted(path for path in folder.iterdir() if path.is_file() and _is_known(path))
 
 
 def _is_known(path: Path) -> bool:
@@ -66,14 +123,62 @@ def _is_known(path: Path) -> bool:
     return not name.startswith(".") and any(fnmatch(name, pattern) for pattern in KNOWN_FILES)
 
 
-def _of_file(path: Path) -> Found:
+def _of_file(path: Path) -> Iterator[Found]:
+    name = str(path)
+    if path.is_dir():
+        reason = f"holds no structure file ({', '.join(KNOWN_FILES)}) and no structure table (*.parquet)"
+        yield Found(id=name, where=name, problem=reason)
+        return
     try:
+        if path.name.lower().endswith(RECORD_FILES):
+            yield from _of_records(path)
+            return
         crystal = _read(path)
     except OSError as error:
-        return Found(id=str(path), where=str(path), problem=error.strerror or str(error))
+        yield Found(id=name, where=name, problem=error.strerror or str(error))
+        return
     except ValueError as error:
-        return Found(id=str(path), where=str(path), problem=" ".join(str(error).split()))
-    return _finished(str(path), str(path), crystal)
+        yield Found(id=name, where=name, problem=" ".join(str(error).split()).removeprefix(f"{path}: "))
+        return
+    yield _finished(name, name, crystal)
+
+
+def _of_records(path: Path) -> Iterator[Found]:
+    """The structures of a JSON file: one, or records. A single one without an id is called as the file is."""
+    from data_pipeline.sources.records import iter_fields
+
+    records = iter_fields(path)
+    first, second = next(records, None), next(records, None)
+    if first is None:
+        raise ValueError("holds no record")
+    if second is None:
+        yield _of_record(first, str(path), str(path))
+        return
+    for number, fields in enumerate(chain([first, second], records)):
+        yield _of_record(fields, f"{path}-{number}", f"{path} record {number}")
+
+
+def _of_record(fields: Mapping[str, Any] | str, default: str, where: str) -> Found:
+    """A structure itself, as pymatgen or jarvis writes it, or a record with one among its fields.
+
+    default: the id of a record that has none.
+    """
+    from data_pipeline.fields import ID_FIELDS, Place, to_record
+
+    if isinstance(fields, str):
+        return Found(id=default, where=where, problem=fields)
+    bare = "lattice_mat" in fields or ("lattice" in fields and "sites" in fields)
+    ids = {name: fields[name] for name in ID_FIELDS if fields.get(name) not in (None, "")}
+    record = to_record({**ids, "structure": fields} if bare else fields, (), Place(file=default, row=0))
+    name = record.material_id if ids else default
+    where = f"{where} {name}" if ids and where != name else where
+    if record.problem is not None:
+        return Found(id=name, where=where, problem=record.problem)
+    try:
+        crystal = parse_structure(record.kind, record.text or "") if record.kind else record.crystal
+    except ValueError as error:
+        return Found(id=name, where=where, problem=str(error))
+    return Found(id=name, where=where, problem="no structure") if crystal is None else _finished(name, where, crystal)
 
 
 def _read(path: Path) -> Crystal:
@@ -99,32 +204,48 @@ def _read(path: Path) -> Crystal:
     return from_pymatgen(structure)
 
 
-def _of_table(path: Path) -> Iterator[Found]:
-    try:
-        row = 0
-        for table in _pieces(path):
-            ids = table.column("material_id").to_pylist()
-            for name, crystal in zip(ids, read_crystals(table), strict=True):
-                yield _finished(name, f"{path} row {row} {name}", crystal)
-                row += 1
-    except (DataError, OSError) as error:
-        reason = " ".join(str(error).split()).removeprefix(f"{path}: ")
-        yield Found(id=str(path), where=str(path), problem=reason)
-
-
-def _pieces(path: Path) -> Iterator[pa.Table]:
-    """The rows of a structure table, a file or a folder of files. Raises DataError where it is none."""
+def _of_table(path: Path) -> Iterator[Piece]:
+    """The pieces of a structure table, a file or a folder of files."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for file in checked_files(path) if path.is_dir() else [path]:
-        try:
-            with pq.ParquetFile(file) as reader:
-                check_schema(reader.schema_arrow, str(file))
-                for batch in reader.iter_batches(batch_size=_ROWS):
-                    yield pa.Table.from_batches([batch])
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{file}: not a Parquet file: {error}") from error
+    try:
+        for file in checked_files(path) if path.is_dir() else [path]:
+            try:
+                with pq.ParquetFile(file) as reader:
+                    check_schema(reader.schema_arrow, str(file))
+                    sizes = [reader.metadata.row_group(g).num_rows for g in range(reader.num_row_groups)]
+            except pa.ArrowInvalid as error:
+                raise DataError(f"not a Parquet file: {error}") from error
+            row = 0
+            for group, size in enumerate(sizes):
+                step = max(ROWS_A_PIECE, -(-size // PIECES_A_GROUP))
+                for first in range(0, size, step):
+                    count = min(step, size - first)
+                    yield Piece(paths=(str(file),), rows=count, group=group, first=first, row=row + first)
+                row += size
+    except (DataError, OSError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()).removeprefix(f"{path}: ")
+        yield Piece(paths=(str(path),), problem=reason)
+
+
+def _of_rows(piece: Piece) -> Iterator[Found]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file, before, end, row = piece.paths[0], 0, piece.first + piece.rows, piece.row
+    columns = [name for name, _ in FIXED_COLUMNS]
+    with pq.ParquetFile(file) as reader:
+        for batch in reader.iter_batches(batch_size=_ROWS, row_groups=[piece.group], columns=columns):
+            low, high = max(piece.first - before, 0), min(end - before, len(batch))
+            before += len(batch)
+            if high > low:
+                table = pa.Table.from_batches([batch.slice(low, high - low)]).combine_chunks()
+                for name, crystal in zip(table.column("material_id").to_pylist(), read_crystals(table), strict=True):
+                    yield _finished(name, f"{file} row {row} {name}", crystal)
+                    row += 1
+            if before >= end:
+                return
 
 
 def _finished(name: str, where: str, crystal: Crystal) -> Found:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cluster.answers import Cell
 from cluster.errors import UserError
-from cluster.files import write_text
-from crystalformer.artifact import Predictor, load_model
+from cluster.seen import Seen, amounts
+from cluster.storage import local_folder
+from crystalformer.artifact import WORK_AT_ONCE, Predictor, batch_work, load_model
 from crystalformer.batch import CrystalBatch, Disorder
-from data_pipeline.elements import number_of, symbol_of
+from data_pipeline.elements import symbol_of
 
 if TYPE_CHECKING:
     from cluster.inputs import Found
     from data_pipeline.crystal import Crystal
 
-ATOMS_AT_ONCE = 4096
-"""Atoms of a batch at most, however many crystals may be in it; a larger crystal is a batch of its own."""
-
-Cell = str | float
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,13 +50,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_predictor(folder: str | Path, device: torch.device) -> Predictor:
-    """The model of a folder. UserError says what is wrong with it."""
-    folder = Path(folder)
-    try:
-        return load_model(folder, device=str(device))
-    except (OSError, ValueError) as error:
-        hint = f"; did you mean {folder / 'model'}?" if (folder / "model" / "config.json").is_file() else ""
-        raise UserError(f"{error}{hint}") from error
+    """The model of a folder or URI. UserError says what is wrong with it."""
+    with local_folder(str(folder)) as local:
+        try:
+            return load_model(local, device=str(device))
+        except (OSError, ValueError) as error:
+            inside = f"{str(folder).rstrip('/')}/model"
+            hint = f"; did you mean {inside}?" if (local / "model" / "config.json").is_file() else ""
+            raise UserError(f"{error}{hint}".replace(str(local), str(folder))) from error
 
 
 class Ensemble:
@@ -71,13 +68,12 @@ class Ensemble:
         self._models = [load_predictor(folder, device) for folder in folders]
         first = self._models[0].card
         self.targets = tuple((target.name, target.unit) for target in first.targets)
-        seen = []
         for folder, model in zip(folders, self._models, strict=True):
             targets = tuple((target.name, target.unit) for target in model.card.targets)
             if targets != self.targets:
                 raise UserError(f"{folder} predicts {_listed(targets)}, but {folders[0]} {_listed(self.targets)}")
-            seen.append({number_of(symbol) for symbol in model.card.provenance.get("elements", ())})
-        self._seen = set.intersection(*seen) if all(seen) else None
+        self.seen = Seen.by_all([model.card for model in self._models])
+        self.radii = sorted({model.card.model.neighbor_radius for model in self._models} - {0.0})
 
     @property
     def header(self) -> list[str]:
@@ -86,34 +82,38 @@ class Ensemble:
         values = [_with_unit(name + what, unit) for name, unit in self.targets for what in names]
         return ["id", "formula", *values, "warning"]
 
-    def predict(self, found: Iterable[Found], batch_size: int) -> Iterator[Prediction]:
-        """Predictions of structures that were read, in their order, ``batch_size`` or fewer at once."""
-        for group in _groups(found, batch_size):
+    def predict(self, found: Iterable[Found], batch_size: int | None = None) -> Iterator[Prediction]:
+        """Predictions of structures that were read, in their order; batches as large as memory allows, or smaller."""
+        for group in _groups(found, max(self.radii, default=0.0), batch_size):
             crystals = [one.crystal for one in group if one.crystal is not None]
             batch = to_batch(crystals)
-            each = np.stack([model.predict_batch(batch).numpy() for model in self._models])
-            mean = each.mean(0)
-            spread = each.std(0, ddof=1) if len(each) > 1 else None
+            for radius in self.radii:
+                batch.shells(radius)  # once for all models
+            mean, spread = self.predict_batch(batch)
             for i, (one, crystal) in enumerate(zip(group, crystals, strict=True)):
                 yield Prediction(
                     id=one.id,
                     formula=formula(crystal),
                     values=mean[i],
                     spread=None if spread is None else spread[i],
-                    warning=self._warning(crystal),
+                    warning=self.seen.warning(crystal),
                 )
 
-    def _warning(self, crystal: Crystal) -> str:
-        if self._seen is None:
-            return ""
-        new = sorted(set(_amounts(crystal)) - self._seen)
-        return f"never seen in training: {' '.join(symbol_of(number) for number in new)}" if new else ""
+    def predict_batch(self, batch: CrystalBatch) -> tuple[Floats, Floats | None]:
+        """Mean over the models and its spread (None for a single one), (B, T) each, in the targets' units."""
+        each = np.stack([model.predict_batch(batch).numpy() for model in self._models])
+        return each.mean(0), each.std(0, ddof=1) if len(each) > 1 else None
+
+
+def columns(values: Floats, spread: Floats | None) -> Floats:
+    """(.., T) values and their spread as the header orders them: (.., T) or (.., 2 T)."""
+    parts = [values] if spread is None else [values, spread]
+    return np.stack(parts, axis=-1).reshape(*values.shape[:-1], -1)
 
 
 def row(prediction: Prediction) -> list[Cell]:
     """The values of ``Ensemble.header``'s columns."""
-    columns = [prediction.values] if prediction.spread is None else [prediction.values, prediction.spread]
-    numbers = np.stack(columns, axis=-1).reshape(-1).tolist()
+    numbers = columns(prediction.values, prediction.spread).tolist()
     return [prediction.id, prediction.formula, *numbers, prediction.warning]
 
 
@@ -125,19 +125,24 @@ def _listed(targets: Sequence[tuple[str, str]]) -> str:
     return ", ".join(_with_unit(name, unit) for name, unit in targets)
 
 
-def _groups(found: Iterable[Found], batch_size: int) -> Iterator[list[Found]]:
-    """At most ``batch_size`` structures and ATOMS_AT_ONCE atoms at a time, but at least one structure."""
+def _groups(found: Iterable[Found], radius: float, batch_size: int | None) -> Iterator[list[Found]]:
+    """What is one batch: as much as ``batch_ends`` says, read no further than to the next structure."""
     group: list[Found] = []
-    atoms = 0
+    held = 0.0
     for one in found:
-        size = 0 if one.crystal is None else len(one.crystal.atomic_numbers)
-        if group and (len(group) == batch_size or atoms + size > ATOMS_AT_ONCE):
+        work = 0.0 if one.crystal is None else crystal_work(one.crystal, radius)
+        if group and (held + work > WORK_AT_ONCE or len(group) == batch_size):
             yield group
-            group, atoms = [], 0
+            group, held = [], 0.0
         group.append(one)
-        atoms += size
+        held += work
     if group:
         yield group
+
+
+def crystal_work(crystal: Crystal, radius: float) -> float:
+    """A crystal's share of a batch's memory."""
+    return batch_work(len(crystal.atomic_numbers), abs(float(np.linalg.det(crystal.lattice))), radius)
 
 
 def to_batch(crystals: Sequence[Crystal]) -> CrystalBatch:
@@ -165,78 +170,4 @@ def formula(crystal: Crystal) -> str:
     """The reduced formula, as pymatgen writes it."""
     from pymatgen.core.composition import Composition
 
-    return Composition({symbol_of(z): amount for z, amount in _amounts(crystal).items()}).reduced_formula
-
-
-def _amounts(crystal: Crystal) -> dict[int, float]:
-    """Atoms of each atomic number in the cell, with the occupancies of disordered sites."""
-    numbers = crystal.atomic_numbers[crystal.atomic_numbers > 0]
-    kinds, counts = np.unique(numbers, return_counts=True)
-    amounts = dict(zip(kinds.tolist(), counts.astype(float).tolist(), strict=True))
-    if crystal.disorder is not None:
-        for z, part in zip(crystal.disorder.atomic_number.tolist(), crystal.disorder.occupancy.tolist(), strict=True):
-            amounts[z] = amounts.get(z, 0.0) + part
-    return amounts
-
-
-FORMATS = (".csv", ".jsonl", ".parquet")
-
-
-def check_output(path: Path) -> None:
-    """UserError for a file of no known format."""
-    if path.suffix not in FORMATS:
-        raise UserError(f"output must end in {', '.join(FORMATS)}, got {str(path)!r}")
-
-
-def write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Write a table in the format of the path's suffix, in one step. UserError where it cannot be written."""
-    try:
-        if path.suffix == ".parquet":
-            _write_parquet(path, header, rows)
-        else:
-            write_text(path, as_csv(header, rows) if path.suffix == ".csv" else as_jsonl(header, rows))
-    except OSError as error:
-        raise UserError(f"output {path}: {error.strerror or error}") from error
-
-
-def as_csv(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Comma-separated lines, numbers with eight digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_shown(cell, 8) for cell in cells] for cells in rows)
-    return text.getvalue()
-
-
-def as_jsonl(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """A JSON object a line."""
-    lines = [json.dumps(dict(zip(header, cells, strict=True)), ensure_ascii=False) for cells in rows]
-    return "".join(line + "\n" for line in lines)
-
-
-def _write_parquet(path: Path, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    kinds = [pa.string() if name in ("id", "formula", "warning") else pa.float64() for name in header]
-    columns = [pa.array([cells[i] for cells in rows], kind) for i, kind in enumerate(kinds)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        pq.write_table(pa.table(columns, names=list(header)), partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def as_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Aligned columns for people, numbers with five digits; the warnings only where there are any."""
-    kept = len(header) if any(cells[-1] for cells in rows) else len(header) - 1
-    lines = [list(header[:kept]), *([_shown(cell, 5) for cell in cells[:kept]] for cells in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(kept)]
-    padded = ("  ".join(f"{text:{width}}" for text, width in zip(line, widths, strict=True)) for line in lines)
-    return "\n".join(line.rstrip() for line in padded)
-
-
-def _shown(cell: Cell, digits: int) -> str:
-    return cell if isinstance(cell, str) else f"{cell:.{digits}g}"
+    return Composition({symbol_of(z): amount for z, amount in amounts(crystal).items()}).reduced_formula

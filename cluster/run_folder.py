@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cluster.report import (
     write_predictions,
     write_results,
 )
+from cluster.seen import seen_in
 from cluster.storage import RunStore
 from cluster.tracking import RUN_FILE
 from crystalformer.artifact import ModelCard, TargetScale, save_model
@@ -151,14 +153,14 @@ def write_run(
     run_dir: Path,
     config: TrainConfig,
     dataset: PreparedDataset,
-    test: StructureTable,
+    structures: Mapping[str, StructureTable],
     scaling: TargetScaling,
     outcome: Outcome,
     result: RunResult,
 ) -> None:
     from cluster.plots import plot_curves, plot_parity  # matplotlib is slow to import
 
-    card = _model_card(config, dataset, scaling, result)
+    card = _model_card(config, dataset, structures["train"], scaling, result)
     for name, weights in outcome.models.items():
         errors = result.test_mae if name == BEST else result.test_mae_swa
         save_model(
@@ -167,7 +169,7 @@ def write_run(
             weights,
         )
     truth, prediction = outcome.predictions["truth"].numpy(), outcome.predictions[BEST].numpy()
-    write_predictions(run_dir, test.material_ids(), config.data.target, truth, prediction)
+    write_predictions(run_dir, structures["test"].material_ids(), config.data.target, truth, prediction)
     plot_parity(run_dir / "parity.png", config.data.target, result.units, truth, prediction)
     averaged = averaged_epochs(config)
     plot_curves(
@@ -180,8 +182,13 @@ def write_run(
 
 
 def _model_card(
-    config: TrainConfig, dataset: PreparedDataset, scaling: TargetScaling, result: RunResult
+    config: TrainConfig,
+    dataset: PreparedDataset,
+    train: StructureTable,
+    scaling: TargetScaling,
+    result: RunResult,
 ) -> ModelCard:
+    elements, ranges = seen_in(train)
     targets = zip(config.data.target, scaling.scale, scaling.bias, strict=True)
     return ModelCard(
         model=config.model,
@@ -192,7 +199,7 @@ def _model_card(
             "dataset": dataset.name,
             "dataset_fingerprint": dataset.fingerprint,
             "train_size": result.train_size,
-            "elements": list(dataset.elements),
+            "elements": list(elements),
             **({} if config.run.init_from is None else {"init_from": config.run.init_from}),
             "seed": result.seed,
             "epochs": result.epochs,
@@ -200,4 +207,5 @@ def _model_card(
             "versions": dict(result.versions),
             "git_commit": result.git_commit,
         },
+        ranges=ranges,
     )

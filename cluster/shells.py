@@ -117,13 +117,14 @@ def _found_by_ray(structures: pa.Table, start: int, radius: float) -> Iterable[p
         parts.context.execution_options.preserve_order = True
         parts.context.enable_progress_bars = False
         found = parts.map_batches(
-            partial(_find_all, radius=radius), batch_format="pyarrow", batch_size=None, num_cpus=1
+            partial(find_table_shells, radius=radius), batch_format="pyarrow", batch_size=None, num_cpus=1
         )
         for piece in found.iter_batches(batch_format="pyarrow", batch_size=None):
             yield piece.cast(SCHEMA)
 
 
-def _find_all(structures: pa.Table, *, radius: float) -> pa.Table:
+def find_table_shells(structures: pa.Table, *, radius: float) -> pa.Table:
+    """The shells of all rows of a structure table, a row each."""
     table = StructureTable.from_arrow(structures)
     return _find(table, np.arange(table.num_rows), radius)
 

@@ -65,7 +65,7 @@ def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
             final = launch(config, store, tables, scaling, units, track=tracker.row)
             state, outcome = read_final(final)
         result = run_result(config, store, structures, units, state, outcome, time.monotonic() - start)
-        write_run(store.folder, config, dataset, structures["test"], scaling, outcome, result)
+        write_run(store.folder, config, dataset, structures, scaling, outcome, result)
         tracker.result(result)
     return result
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +36,28 @@ class TargetScale:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrainRanges:
+    """Smallest and largest of the crystals trained on: sites of the primitive cell, and sites an Å³."""
+
+    cell_sizes: tuple[int, int]
+    number_densities: tuple[float, float]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Sequence[float]]) -> TrainRanges:
+        """Of ``dataclasses.asdict``'s values, as JSON has them."""
+        low, high = values["cell_sizes"]
+        thin, dense = values["number_densities"]
+        return cls(cell_sizes=(int(low), int(high)), number_densities=(float(thin), float(dense)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelCard:
-    """What a model folder says besides its weights."""
+    """What a model folder says besides its weights; no ranges where it was converted or is older than they are."""
 
     model: ModelConfig
     targets: tuple[TargetScale, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    ranges: TrainRanges | None = None
 
     def __post_init__(self) -> None:
         if len(self.targets) != self.model.num_targets:
@@ -53,6 +71,7 @@ class ModelCard:
             "model": self.model.to_dict(),
             "targets": targets,
             "provenance": dict(self.provenance),
+            **({} if self.ranges is None else {"ranges": asdict(self.ranges)}),
         }
 
     @classmethod
@@ -68,6 +87,7 @@ class ModelCard:
             model=ModelConfig.from_dict(values["model"]),
             targets=tuple(TargetScale(**target) for target in values["targets"]),
             provenance=values.get("provenance", {}),
+            ranges=TrainRanges.from_dict(values["ranges"]) if values.get("ranges") else None,
         )
 
 
@@ -95,6 +115,33 @@ def read_card(folder: Path) -> ModelCard:
         return ModelCard.from_dict(json.loads(path.read_text()))
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"{path}: ranges lack {error}") from error
+
+
+WORK_AT_ONCE = 2**19
+"""Images and pairs of atoms of a batch at most; their radial features are then some 130 MB. See ``batch_work``."""
+
+
+def batch_work(atoms: int, volume: float, radius: float) -> float:
+    """Images within ``radius`` (Å) that a crystal's atoms have, and pairs of atoms: its share of a batch's memory.
+
+    ``volume``: of its cell, Å³. The images follow from the density, so nothing has to be searched; symmetric crystals
+    need fewer rows than that (neighbors.py).
+    """
+    return atoms * (atoms + 1 + atoms / volume * 4 / 3 * math.pi * radius**3)
+
+
+def batch_ends(work: Iterable[float], batch_size: int | None = None) -> Iterator[int]:
+    """Where batches end: at WORK_AT_ONCE or ``batch_size`` crystals, whichever is less, but after one at least."""
+    held, count, position = 0.0, 0, 0
+    for position, one in enumerate(work):
+        if count and (held + one > WORK_AT_ONCE or count == batch_size):
+            yield position
+            held, count = 0.0, 0
+        held, count = held + one, count + 1
+    if count:
+        yield position + 1
 
 
 class Predictor:
@@ -119,14 +166,22 @@ class Predictor:
         values: Tensor = output * self._scale + self._bias
         return values
 
-    def predict(self, structures: Iterable[Structure], batch_size: int = 64) -> Tensor:
-        """(number of structures, targets) float64 in the targets' own units; pymatgen Structures in their order."""
-        if batch_size < 1:
+    def predict(self, structures: Iterable[Structure], batch_size: int | None = None) -> Tensor:
+        """(number of structures, targets) float64 in the targets' own units; pymatgen Structures in their order.
+
+        Batches are as large as memory allows (``batch_work``), ``batch_size`` crystals at most if given; the values
+        do not depend on it. Cells are taken as they are: attention sums over all periodic images and pooling is over
+        the cell, so that a crystal has the same prediction in its primitive and in any larger cell; the primitive one
+        is the fastest.
+        """
+        if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         crystals: Sequence[Structure] = list(structures)
+        radius = self.card.model.neighbor_radius
+        work = (batch_work(len(crystal), crystal.lattice.volume, radius) for crystal in crystals)
+        ends = [0, *batch_ends(work, batch_size)]
         parts = [
-            self.predict_batch(CrystalBatch.from_structures(crystals[start : start + batch_size]))
-            for start in range(0, len(crystals), batch_size)
+            self.predict_batch(CrystalBatch.from_structures(crystals[start:end])) for start, end in pairwise(ends)
         ]
         return torch.cat(parts) if parts else torch.empty(0, len(self.targets), dtype=torch.float64)
 

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     if args.to_reference:
         if given or args.named is not None:
             raise UserError("--to_reference takes the architecture and targets from the model folder; give no others")
-        to_file(Path(args.source), Path(args.out))
+        to_file(args.source, Path(args.out))
         say(f"written   {args.out}")
         return
     for folder in to_folders(Path(args.source), Path(args.out), given, named_targets(args.named)):

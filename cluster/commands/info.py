@@ -61,10 +61,10 @@ def run(args: argparse.Namespace) -> None:
             raise UserError("--plot needs DATASET: the name of a prepared data set")
         say("\n".join(list_datasets()))
         return
-    if is_model(Path(args.dataset)):
+    if "://" in args.dataset or is_model(Path(args.dataset)):
         if args.plot is not None:
             raise UserError(f"--plot draws data sets, and {args.dataset} is a model folder")
-        say("\n".join(describe_model(Path(args.dataset))))
+        say("\n".join(describe_model(args.dataset)))
         return
     say("\n".join(describe_dataset(args.dataset, data_dir)))
     if args.plot is not None:
@@ -76,20 +76,26 @@ def is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
-def describe_model(folder: Path) -> list[str]:
-    """Targets with units, architecture and provenance of a model folder. UserError for a card that cannot be read."""
+def describe_model(location: str | Path) -> list[str]:
+    """Targets with units, architecture, ranges and provenance of a model folder. UserError for an unreadable card."""
+    from cluster.storage import local_folder
     from crystalformer.artifact import read_card
 
     try:
-        card = read_card(folder)
+        with local_folder(str(location)) as folder:
+            card = read_card(folder)
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
-    lines = [_line("model", str(folder))]
+    lines = [_line("model", str(location))]
     for target in card.targets:
         unit = f" [{target.unit}]" if target.unit else ""
         lines.append(_line("target", f"{target.name}{unit} = output * {target.scale:.6g} + {target.bias:.6g}"))
     for name, value in card.model.to_dict().items():
         lines.append(_line("setting", f"{name} {_words(value)}"))
+    if card.ranges is not None:
+        sizes, densities = card.ranges.cell_sizes, card.ranges.number_densities
+        lines.append(_line("seen", f"cells of {sizes[0]} to {sizes[1]} atoms"))
+        lines.append(_line("seen", f"densities of {densities[0]:.4f} to {densities[1]:.4f} atoms/Å³"))
     for name, value in card.provenance.items():
         lines.append(_line("origin", f"{name}: {_words(value)}"))
     return lines

@@ -12,11 +12,10 @@ from cluster.errors import Incomplete, UserError
 from cluster.log import say
 
 if TYPE_CHECKING:
-    from cluster.inputs import Found
+    from cluster.inputs import Found, Piece
+    from cluster.predict import Ensemble
 
 HELP = "predict properties of structures with a trained model"
-
-BATCH = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,20 +23,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="model folder, such as runs/NAME/model; several joined by commas predict their mean and spread",
+        help="model folder, such as runs/NAME/model, also s3://...; several joined by commas predict their mean and "
+        "spread",
     )
     parser.add_argument(
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="CIF, POSCAR or another file that pymatgen reads, a folder of them, or a structure table "
-        "(Parquet file, or folder such as data/NAME/test)",
+        help="CIF, POSCAR or another file that pymatgen reads, JSON with one structure or records, a folder of such "
+        "files, or a structure table (Parquet file, or folder such as data/NAME/test)",
     )
     parser.add_argument(
         "--output", metavar="FILE", help="write to a .csv, .jsonl or .parquet file (default: a table on the screen)"
     )
     parser.add_argument(
-        "--batch_size", type=int, default=BATCH, metavar="N", help=f"structures at once at most (default {BATCH})"
+        "--batch_size", type=int, metavar="N", help="structures at once at most (default: as memory allows)"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where an earlier command was stopped: of very many structures, those done lie in OUTPUT.parts",
     )
     add_device(parser)
 
@@ -54,26 +59,68 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Predict all that can be read. UserError for the model or options, Incomplete where an input was left out."""
-    if args.batch_size < 1:
+    if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {args.batch_size}")
-    from cluster.predict import Ensemble, as_table, check_output, pick_device, row, write_rows
+    from cluster.answers import check_output
+    from cluster.predict import Ensemble, pick_device
 
     output = None if args.output is None else Path(args.output)
     if output is not None:
         check_output(output)
-    models = Ensemble(model_folders(args.model), pick_device(args.device))
-    from cluster.inputs import find_structures
+    folders = model_folders(args.model)
+    models = Ensemble(folders, pick_device(args.device))
+    from cluster.inputs import STREAM_FROM, plan_pieces
+
+    pieces = plan_pieces(args.inputs)
+    count = sum(piece.count for piece in pieces)
+    if count < STREAM_FROM:
+        done, left_out = predict_here(models, pieces, output, args.batch_size)
+    elif output is None:
+        raise UserError(f"--output is needed for {count} structures")
+    else:
+        done, left_out = screen(args, folders, pieces, output, models)
+    if output is not None:
+        say(f"{done} predictions in {output}")
+    if left_out:
+        raise Incomplete(f"{left_out} of {left_out + done} structures could not be read")
+
+
+def predict_here(
+    models: Ensemble, pieces: list[Piece], output: Path | None, batch_size: int | None
+) -> tuple[int, int]:
+    """Predict in this process; numbers of predictions and of structures left out."""
+    from cluster.answers import TableFile, as_table
+    from cluster.inputs import read_piece
+    from cluster.predict import row
 
     unread: list[Found] = []
-    readable = report_unread(find_structures(args.inputs), unread)
-    rows = [row(prediction) for prediction in models.predict(readable, args.batch_size)]
+    readable = report_unread((found for piece in pieces for found in read_piece(piece)), unread)
+    rows = [row(prediction) for prediction in models.predict(readable, batch_size)]
     if output is None:
         say(as_table(models.header, rows))
     else:
-        write_rows(output, models.header, rows)
-        say(f"{len(rows)} predictions in {output}")
-    if unread:
-        raise Incomplete(f"{len(unread)} of {len(unread) + len(rows)} structures could not be read")
+        with TableFile(output, models.header) as file:
+            file.add(rows)
+    return len(rows), len(unread)
+
+
+def screen(
+    args: argparse.Namespace, folders: list[str], pieces: list[Piece], output: Path, models: Ensemble
+) -> tuple[int, int]:
+    """Predict very many structures through Ray; numbers of predictions and of structures left out."""
+    from cluster.progress import counting
+    from cluster.screening import Screening, predict_many  # Ray takes seconds to import
+
+    job = Screening(
+        models=tuple(folders),
+        pieces=tuple(pieces),
+        output=output,
+        device=args.device,
+        batch_size=args.batch_size,
+    )
+    with counting() as progress:
+        done, left_out = predict_many(job, models.seen, models.header, progress, resume=args.resume)
+    return done, left_out
 
 
 def model_folders(text: str) -> list[str]:

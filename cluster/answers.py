@@ -1,0 +1,111 @@
+"""Predictions as a table: for people, or in a file of any length."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cluster.errors import UserError
+
+Cell = str | float
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+TEXT_COLUMNS = ("id", "formula", "warning")
+"""The others hold numbers."""
+
+
+def check_output(path: Path) -> None:
+    """UserError for a file of no known format."""
+    if path.suffix not in FORMATS:
+        raise UserError(f"output must end in {', '.join(FORMATS)}, got {str(path)!r}")
+
+
+class TableFile:
+    """A file of predictions in the format of its suffix, written piece by piece; it appears when it is whole.
+
+    A context manager. UserError where it cannot be written.
+    """
+
+    def __init__(self, path: Path, header: Sequence[str]) -> None:
+        self._path, self._header = path, list(header)
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._writer: Any = None
+        self._text: Any = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.suffix == ".parquet":
+                self._writer = self._parquet_writer()
+            else:
+                self._text = self._partial.open("w", encoding="utf-8", newline="")
+                if self._path.suffix == ".csv":
+                    self._writer = csv.writer(self._text, lineterminator="\n")
+                    self._writer.writerow(self._header)
+        except OSError as error:
+            raise self._failed(error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._text is not None:
+                self._text.close()
+            else:
+                self._writer.close()
+            if kind is None:
+                self._partial.replace(self._path)
+        except OSError as failure:
+            raise self._failed(failure) from failure
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+    def add(self, rows: Sequence[Sequence[Cell]]) -> None:
+        """Append rows; numbers have eight digits in CSV and all of them elsewhere."""
+        try:
+            if self._path.suffix == ".parquet":
+                self._add_parquet(rows)
+            elif self._path.suffix == ".csv":
+                self._writer.writerows([_shown(cell, 8) for cell in cells] for cells in rows)
+            else:
+                lines = (
+                    json.dumps(dict(zip(self._header, cells, strict=True)), ensure_ascii=False) for cells in rows
+                )
+                self._text.writelines(line + "\n" for line in lines)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _parquet_writer(self) -> Any:  # noqa: ANN401 - pyarrow has no types
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        kinds = [pa.string() if name in TEXT_COLUMNS else pa.float64() for name in self._header]
+        return pq.ParquetWriter(self._partial, pa.schema(list(zip(self._header, kinds, strict=True))))
+
+    def _add_parquet(self, rows: Sequence[Sequence[Cell]]) -> None:
+        import pyarrow as pa
+
+        schema = self._writer.schema
+        columns = [pa.array([cells[i] for cells in rows], field.type) for i, field in enumerate(schema)]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+    def _failed(self, error: OSError) -> UserError:
+        return UserError(f"output {self._path}: {error.strerror or error}")
+
+
+def as_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """Aligned columns for people, numbers with five digits; the warnings only where there are any."""
+    kept = len(header) if any(cells[-1] for cells in rows) else len(header) - 1
+    lines = [list(header[:kept]), *([_shown(cell, 5) for cell in cells[:kept]] for cells in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(kept)]
+    padded = ("  ".join(f"{text:{width}}" for text, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def _shown(cell: Cell, digits: int) -> str:
+    return cell if isinstance(cell, str) else f"{cell:.{digits}g}"
