@@ -42,6 +42,10 @@ UNION_QUERIES = 32
 ROW_STEP = 16
 """Row counts are multiples of this: aligned matrix products, and few rebuilds of a block's tables."""
 
+HEADROOM = 8
+"""Tables get 1/8 more rows than asked for: the layers' widest Gaussians differ by a few percent, their rows by its
+cube, and a table that is too short is made again."""
+
 FEATURE_LIMIT = 2**28
 """Radial features (numbers) kept for all layers; larger batches compute them again, block by block."""
 
@@ -107,7 +111,7 @@ class BlockPlan:
         """The block's tables with at least ``rows`` rows."""
         if block.tables is None or block.tables.rows.capacity < rows:
             atoms = slice(block.start, block.start + block.queries)
-            padded = self._pad(atoms, rows)
+            padded = self._pad(atoms, min(block.limit, _round_up(rows + rows // HEADROOM)))
             if block.columns:
                 block.tables = PairColumns.build(padded, block.crystal, self.first[atoms], self.size[atoms])
             else:

@@ -67,6 +67,7 @@ class PairColumns:
 
     columns (A, C, M): the shells' rows above. nearest (A, C-3): d² of a pair's first shell.
     source, target (A, C-3): the key of a column; where a crystal has fewer atoms, any and a spare last one.
+    depth: as PairLookup's; columns are summed already.
     """
 
     rows: BlockRows
@@ -75,6 +76,7 @@ class PairColumns:
     nearest: Tensor
     source: Tensor
     target: Tensor
+    depth: int = 1
 
     @classmethod
     def build(cls, rows: BlockRows, keys: slice, first: Tensor, size: Tensor) -> PairColumns:
@@ -149,11 +151,18 @@ class PairColumns:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairLookup:
-    """A part of one large crystal. keys: its atoms or the neighbours among them; pair (A, M): a shell's key."""
+    """A part of one large crystal. keys: its atoms or the neighbours among them; pair (A, M): a shell's key.
+
+    slot (A, M): where a shell is put to be summed: its key plus (J+1) times the number of shells of its pair before
+    it; J where there is none. depth: the most shells of a pair. No two shells meet in a slot, so a pair's sum has one
+    order on every device, GPUs included.
+    """
 
     rows: BlockRows
     keys: slice | Tensor
     pair: Tensor
+    slot: Tensor
+    depth: int
 
     @classmethod
     def build(cls, rows: BlockRows, crystal: slice, union_from: int) -> PairLookup:
@@ -161,11 +170,17 @@ class PairLookup:
         local = torch.where(rows.inside, rows.neighbor - crystal.start, 0)
         n = crystal.stop - crystal.start
         if n <= union_from:
-            return cls(rows=rows, keys=crystal, pair=local)
+            return cls._of(rows, crystal, local, n)
         used = torch.zeros(n, dtype=torch.bool, device=local.device)
         used[local.flatten()] = True
         rank = used.cumsum(0) - 1
-        return cls(rows=rows, keys=used.nonzero().squeeze(1) + crystal.start, pair=rank[local])
+        keys = used.nonzero().squeeze(1)
+        return cls._of(rows, keys + crystal.start, rank[local], len(keys))
+
+    @classmethod
+    def _of(cls, rows: BlockRows, keys: slice | Tensor, pair: Tensor, num_keys: int) -> PairLookup:
+        slot, depth = _slots(torch.where(rows.inside, pair, num_keys), num_keys)
+        return cls(rows=rows, keys=keys, pair=pair, slot=slot, depth=depth)
 
     def exponent(self, scores: Tensor, c: Tensor, shift: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor]:
         """As PairColumns; without a shift, the largest exponent."""
@@ -186,15 +201,33 @@ class PairLookup:
         return self.keys.stop - self.keys.start if isinstance(self.keys, slice) else len(self.keys)
 
     def collapse(self, values: Tensor, out: Tensor) -> PairSums:
-        """As PairColumns."""
+        """As PairColumns; ``out`` (H·A·(J+1)·depth,) or more."""
         queries, heads, m = values.shape
-        pairs = out[: heads * queries * self.num_keys].zero_().view(heads, queries, -1)
-        pairs.scatter_add_(2, self.pair[:, :m].expand(heads, -1, -1), values.transpose(0, 1))
+        slots = (self.num_keys + 1) * self.depth
+        pairs = out[: heads * queries * slots].zero_().view(heads, queries, -1)
+        pairs.scatter_(2, self.slot[:, :m].expand(heads, -1, -1), values.transpose(0, 1))
+        if self.depth > 1:
+            pairs = pairs.view(heads, queries, self.depth, -1).sum(2)
         squared = torch.bmm(values, self.rows.squared[:, :m].unsqueeze(-1)).squeeze(-1)
-        return PairSums(pairs=pairs, squared=squared.T, total=values.sum(-1).T)
+        return PairSums(pairs=pairs[..., : self.num_keys], squared=squared.T, total=values.sum(-1).T)
 
     def _to_shells(self, scores: Tensor, out: Tensor) -> Tensor:
         heads, queries = scores.shape[:2]
         result = out.view(heads, queries, -1)
         index = self.pair[:, : result.shape[2]].expand(heads, -1, -1)
         return torch.gather(scores, 2, index, out=result)
+
+
+def _slots(key: Tensor, num_keys: int) -> tuple[Tensor, int]:
+    """Slots (A, M) and depth (see PairLookup) of shells' keys (A, M), which are ``num_keys`` for padding."""
+    counts = key.new_zeros(len(key), num_keys + 1).scatter_add_(1, key, torch.ones_like(key))
+    depth = int(counts[:, :num_keys].max())
+    if depth <= 1:
+        return key, 1
+    ordered, order = key.sort(dim=1, stable=True)
+    position = torch.arange(key.shape[1], device=key.device).expand_as(key)
+    begins = torch.ones_like(key, dtype=torch.bool)
+    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    before = position - torch.where(begins, position, 0).cummax(1).values
+    rank = torch.empty_like(key).scatter_(1, order, before)
+    return torch.where(key < num_keys, key + (num_keys + 1) * rank, num_keys), depth

@@ -50,7 +50,7 @@ def _attention(  # noqa: PLR0913 - the operands of one equation
             p = _exp(exponent)
             if radial is not None:
                 torch.bmm(p, plan.features(block, radial, m), out=sums[atoms])
-            collapsed = tables.collapse(p, _pair_buffer(plan, scores))
+            collapsed = tables.collapse(p, _pair_buffer(plan, tables, scores))
             total[:, atoms] = collapsed.total
             torch.bmm(collapsed.pairs, _keys(v, tables), out=y[atoms].transpose(0, 1))
         y.div_(total.T.unsqueeze(-1))
@@ -96,8 +96,8 @@ def _attention_backward(  # noqa: PLR0913 - the operands of one equation
             dp = tables.spread(scores, inner[:, atoms], _buffer(plan, "dp", scores, m))
             if dsums is not None and radial is not None:
                 dp.baddbmm_(dsums[atoms], plan.features(block, radial, m).transpose(1, 2))
-            _add_to_keys(dv, tables, tables.collapse(p, _pair_buffer(plan, scores)).pairs, dy[atoms])
-            collapsed = tables.collapse(dp.mul_(p), _pair_buffer(plan, scores))
+            _add_to_keys(dv, tables, tables.collapse(p, _pair_buffer(plan, tables, scores)).pairs, dy[atoms])
+            collapsed = tables.collapse(dp.mul_(p), _pair_buffer(plan, tables, scores))
             dc[:, atoms] = collapsed.squared
             torch.bmm(collapsed.pairs, keys, out=dq[atoms].transpose(0, 1))
             _add_to_keys(dk, tables, collapsed.pairs, q[atoms])
@@ -202,9 +202,10 @@ def _buffer(plan: BlockPlan, name: str, scores: Tensor, rows: int) -> Tensor:
     return plan.buffer(name, scores.shape[0] * scores.shape[1] * rows)
 
 
-def _pair_buffer(plan: BlockPlan, scores: Tensor) -> Tensor:
-    """(H·A·(J+1),) numbers."""
-    return plan.buffer("pairs", scores.shape[0] * scores.shape[1] * (scores.shape[2] + 1))
+def _pair_buffer(plan: BlockPlan, tables: PairColumns | PairLookup, scores: Tensor) -> Tensor:
+    """(H·A·(J+1)·depth,) numbers."""
+    heads, queries, keys = scores.shape
+    return plan.buffer("pairs", heads * queries * (keys + 1) * tables.depth)
 
 
 def _exp(exponent: Tensor) -> Tensor:

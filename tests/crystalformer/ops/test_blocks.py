@@ -105,12 +105,13 @@ def test_rows_needed_reach_every_atoms_radius(radius):
 
 def test_tables_grow_and_features_with_them():
     batch = batch_of(*golden_crystals())
-    plan, radial = plan_of(batch), RadialBasis(count=16, r_max=10.0, width=0.7)
+    plan, radial = plan_of(batch, radius=8.0), RadialBasis(count=16, r_max=10.0, width=0.7)
     (block,) = plan.blocks
     small = plan.tables(block, 16)
     few = plan.features(block, radial, 16)
     assert plan.tables(block, 8) is small
     assert few.shape == (22, 16, 16)
+    assert small.rows.capacity == 32  # an eighth more than 16, in steps of 16
     large = plan.tables(block, block.limit)
     assert large.rows.capacity >= block.limit > small.rows.capacity
     many = plan.features(block, radial, block.limit)

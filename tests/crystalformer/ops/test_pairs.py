@@ -100,11 +100,24 @@ def test_collapse_sums_shells_by_pair_by_square_and_in_all(kind):
     for a, row, key in real_rows(tables, rows):
         pairs[:, a, key] += values[a, :, row]
         squared[:, a] += values[a, :, row] * tables.rows.squared[a, row]
-    buffer = torch.full((HEADS * queries * (keys + 1),), 7.0).double()  # what a block before left there
+    buffer = torch.full(
+        (HEADS * queries * (keys + 1) * tables.depth,), 7.0
+    ).double()  # what a block before left there
     found = tables.collapse(values, buffer)
     torch.testing.assert_close(found.pairs, pairs, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found.squared, squared, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found.total, values.sum(-1).T, rtol=1e-12, atol=1e-12)
+
+
+def test_shells_of_a_pair_are_put_in_slots_of_their_own():
+    """Nothing is added in place, so the order of a sum is the same on every device."""
+    tables = tables_of("lookup", 32)
+    assert tables.depth > 1
+    for slots, inside in zip(tables.slot, tables.rows.inside, strict=True):
+        taken = slots[inside]
+        assert len(taken.unique()) == len(taken)
+        assert (taken % (tables.num_keys + 1) < tables.num_keys).all()
+        assert int(taken.max()) < tables.depth * (tables.num_keys + 1)
 
 
 def test_only_neighbours_are_keys_of_the_union():
