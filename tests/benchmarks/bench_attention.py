@@ -4,7 +4,8 @@
 
 A row a backend and batch size: milliseconds of one layer's attention with its plan made (the first layer makes it for
 all), the images in its lists and, on the CPU, how many times faster than the dense oracle doing the
-authors' work (every pair times 5³ images) it is in the same run. Reciprocal space is shown beside.
+authors' work (every pair times 5³ images) it is in the same run; beside it the layer's matrix products at the
+machine's rate for a large one. Reciprocal space is shown beside.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import torch
 from torch import Tensor
 
 from crystalformer import CrystalBatch, ModelConfig
-from crystalformer.ops import RadialBasis, attention, periodic_attention, reference
+from crystalformer.ops import RadialBasis, attention, blocks, periodic_attention, reference
 from tests.benchmarks.crystals import batch, crystals
-from tests.benchmarks.measure import Row, environment, report, timing
+from tests.benchmarks.measure import Row, environment, product_rate, report, timing
 
 ORACLE_BOX = 2
 """Images -2..2 along each lattice vector: the authors' least."""
@@ -117,11 +118,32 @@ def _row(
     if domain == "real":
         images = float(members.shells(ModelConfig().neighbor_radius).count.sum())
         row["images_an_atom"] = images / members.num_atoms
+    if domain == "real" and backend == "torch":
+        row["gflop"] = operations(members) / 1e9
     return row
+
+
+def operations(members: CrystalBatch) -> float:
+    """Floating-point operations of a layer's matrix products, forward and backward, with its plan's tables.
+
+    For each shell row, H·K for the radial sums and as many for their gradient; for each pair of a block, seven
+    products over H·D; W applied once an atom, its gradient and the sums' gradient.
+    """
+    config, total = ModelConfig(), 0.0
+    handle = attention.block_plan(members, config.neighbor_radius, torch.empty(0))
+    for block in blocks.PLANS.plan(handle).blocks:
+        if block.tables is None:
+            raise RuntimeError("operations are counted after a layer has run")
+        total += 4.0 * block.queries * block.tables.rows.capacity * config.head_num * config.value_pe_dist_real
+        total += 14.0 * block.queries * block.tables.num_keys * config.model_dim
+    return total + 6.0 * members.num_atoms * config.model_dim * config.value_pe_dist_real
 
 
 def _against_oracle(count: int, repeats: int) -> list[Row]:
     ours = _row("torch", count, "cpu", repeats)
+    rate = product_rate("cpu")
+    ours["roofline_ms"] = 1e3 * ours["gflop"] * 1e9 / rate
+    ours["of_roofline"] = ours["ms"] / ours["roofline_ms"]
     dense = _row("reference", count, "cpu", 1, warmup=0)
     ours["times_faster"] = dense["ms"] / ours["ms"]
     if torch.get_num_threads() == 1:
