@@ -247,6 +247,7 @@ class Worker:
         }
         if not math.isfinite(row["train_loss"]):
             rate = self._config.optim.lr
+            self._metrics.diverged()
             raise RunFailed(
                 f"training diverged in epoch {epoch}: the loss is {row['train_loss']}; try --lr below {rate}"
             )

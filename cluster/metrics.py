@@ -24,6 +24,7 @@ _GAUGES = {
 VALIDATION = ("crystalformer_validation_mae", "Validation MAE of the last epoch, in the target's unit")
 STEP_SECONDS = ("crystalformer_step_seconds", "Duration of the last step")
 GPU_MEMORY = ("crystalformer_gpu_memory_bytes", "Memory allocated on the worker's GPU")
+DIVERGENCES = ("crystalformer_divergences", "Times the run ended because its loss was no finite number")
 STARTS = ("crystalformer_worker_starts", "Times the workers were started; more than once means a failure")
 
 
@@ -39,6 +40,8 @@ class RunMetrics:
         self._step_seconds = _gauge(*STEP_SECONDS, labels)
         self._memory = _gauge(*GPU_MEMORY, labels)
         Counter(*STARTS, tag_keys=tuple(labels)).inc(1, tags=labels)
+        self._divergences = Counter(*DIVERGENCES, tag_keys=tuple(labels))
+        self._labels = labels
 
     def step(self, step: int, seconds: float) -> None:
         """``step`` steps are taken, the last one in ``seconds``."""
@@ -46,6 +49,10 @@ class RunMetrics:
         self._step_seconds.set(seconds)
         if self._device.type == "cuda":
             self._memory.set(torch.cuda.memory_allocated(self._device))
+
+    def diverged(self) -> None:
+        """The loss is no finite number; the run ends."""
+        self._divergences.inc(1, tags=self._labels)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """An epoch has ended; ``row`` as in metrics.jsonl. Of all workers the first alone is asked."""
