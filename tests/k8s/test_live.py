@@ -27,6 +27,7 @@ QUICK = {
     "tune.yaml": {"epochs": 3, "batch_size": 64, "cpus_per_worker": 1},
 }
 GPU_ALONE = {"ray_crystalformer_gpu_memory_bytes"}
+DIVERGED_ALONE = {"ray_crystalformer_divergences_total"}
 KUBELET = {"kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes"}
 
 
@@ -248,7 +249,7 @@ def test_prometheus_had_what_alerts_and_dashboards_ask_for(jobs, prometheus):
     expressions = [q for path in DASHBOARDS for q in queries(path)]
     alerts = [rule["expr"] for rule in ALERTS.values()]
     named = {name for text in expressions + alerts for name in metric_names(text)}
-    assert named - set(prometheus.get("label/__name__/values")) == GPU_ALONE | KUBELET
+    assert named - set(prometheus.get("label/__name__/values")) == GPU_ALONE | DIVERGED_ALONE | KUBELET
     assert [q for q in expressions if not metric_names(q) & GPU_ALONE and not prometheus.seen(q)] == []
     runs = {row["metric"]["run"] for row in prometheus.seen("ray_crystalformer_validation_mae")}
     assert "shear-1" in runs

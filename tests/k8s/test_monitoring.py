@@ -38,7 +38,8 @@ def ours() -> set[str]:
     """The names that cluster/metrics.py defines, as Prometheus sees them."""
     gauges = [name for name, _ in metrics._GAUGES.values()]
     gauges += [metrics.VALIDATION[0], metrics.STEP_SECONDS[0], metrics.GPU_MEMORY[0]]
-    return {f"ray_{name}" for name in gauges} | {f"ray_{metrics.STARTS[0]}_total"}
+    counters = [metrics.STARTS[0], metrics.DIVERGENCES[0]]
+    return {f"ray_{name}" for name in gauges} | {f"ray_{name}_total" for name in counters}
 
 
 @needs_promtool
