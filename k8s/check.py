@@ -32,7 +32,7 @@ OTHER_GROUPS = {"ray.io", "monitoring.coreos.com", "kueue.x-k8s.io"}
 GIVEN = {("Secret", "redis"), ("Secret", "studies")}
 """Made by hand, as they hold secrets; k8s/README.md and the component say how."""
 VOLUMES = {"configMap", "downwardAPI", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
-TAG = re.compile(r"[^:@]+(?::\d+/[^:@]+)?:(?P<tag>[\w.-]+)(?:@sha256:[0-9a-f]{64})?")
+IMAGE = re.compile(r"[^:@]+(?::\d+/[^:@]+)?(?::(?P<tag>[\w.-]+))?(?P<digest>@sha256:[0-9a-f]{64})?")
 
 
 def pinned_ray() -> str:
@@ -158,9 +158,9 @@ def _fixed(resources: Mapping[str, Any]) -> bool:
 def _images(template: Document) -> Iterator[Finding]:
     for container in (*template["spec"]["containers"], *(template["spec"].get("initContainers") or [])):
         image = container.get("image", "")
-        found = TAG.fullmatch(image)
-        if found is None or found["tag"] in ("latest", "nightly"):
-            yield f"image {image!r} is not pinned to a tag"
+        found = IMAGE.fullmatch(image)
+        if found is None or not (found["digest"] or found["tag"] not in (None, "latest", "nightly")):
+            yield f"image {image!r} is not pinned to a tag or digest"
 
 
 def _names(template: Document, have: set[tuple[str, str]]) -> Iterator[Finding]:
@@ -203,7 +203,8 @@ def _ray(document: Document) -> Iterator[Finding]:
     images = {c["image"] for _, template in _templates(document) for c in template["spec"]["containers"]}
     if len(images) != 1:
         yield f"its pods run different images: {', '.join(sorted(images))}"
-    yield from (f"image {image!r} is not of Ray {ray}" for image in images if f"-ray{ray}-" not in image)
+    tagged = (image for image in images if "@" not in image)  # a digest tells no version
+    yield from (f"image {image!r} is not of Ray {ray}" for image in tagged if f"-ray{ray}-" not in image)
     if document["kind"] == "RayJob":
         yield from _job(document)
 

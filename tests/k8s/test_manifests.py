@@ -141,6 +141,15 @@ def test_what_is_made_wrong_is_caught(overlay, mutate):
     assert any(MUTATIONS.get(mutate, "--num_workers") in finding for finding in findings), findings
 
 
+def test_an_image_may_be_pinned_by_its_digest_instead():
+    objects = documents("gpu")
+    for document in objects:
+        for _, template in check._templates(document):
+            for container in template["spec"]["containers"]:
+                container["image"] = "registry.example.com:5000/crystalformer@sha256:" + "ab" * 32
+    assert check.check(objects) == []
+
+
 @needs_schemas
 def test_what_is_made_wrong_is_caught_by_the_crds_too(tmp_path):
     """One file with every wrong object under a name of its own: each has to be told."""
