@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from data_pipeline.crystal import Crystal
 
 Floats = npt.NDArray[np.float64]
+_Batch = tuple[list["Found"], list["Crystal"], CrystalBatch]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,11 +87,7 @@ class Ensemble:
 
     def predict(self, found: Iterable[Found], batch_size: int | None = None) -> Iterator[Prediction]:
         """Predictions of structures that were read, in their order; batches as large as memory allows, or smaller."""
-        for group in _groups(found, max(self.radii, default=0.0), batch_size):
-            crystals = [one.crystal for one in group if one.crystal is not None]
-            batch = to_batch(crystals)
-            for radius in self.radii:
-                batch.shells(radius)  # once for all models
+        for group, crystals, batch in _ahead(self._batches(found, batch_size)):
             mean, spread = self.predict_batch(batch)
             for i, (one, crystal) in enumerate(zip(group, crystals, strict=True)):
                 yield Prediction(
@@ -98,6 +97,15 @@ class Ensemble:
                     spread=None if spread is None else spread[i],
                     warning=self.seen.warning(crystal),
                 )
+
+    def _batches(self, found: Iterable[Found], batch_size: int | None) -> Iterator[_Batch]:
+        """What was read, batch by batch, with neighbour shells, which all models share."""
+        for group in _groups(found, max(self.radii, default=0.0), batch_size):
+            crystals = [one.crystal for one in group if one.crystal is not None]
+            batch = to_batch(crystals)
+            for radius in self.radii:
+                batch.shells(radius)
+            yield group, crystals, batch
 
     def predict_batch(self, batch: CrystalBatch) -> tuple[Floats, Floats | None]:
         """Mean over the models and its spread (None for a single one), (B, T) each, in the targets' units."""
@@ -123,6 +131,15 @@ def _with_unit(name: str, unit: str) -> str:
 
 def _listed(targets: Sequence[tuple[str, str]]) -> str:
     return ", ".join(_with_unit(name, unit) for name, unit in targets)
+
+
+def _ahead(items: Iterator[_Batch]) -> Iterator[_Batch]:
+    """The items; each is made in a thread while the one before is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, items, None)
+            yield item
 
 
 def _groups(found: Iterable[Found], radius: float, batch_size: int | None) -> Iterator[list[Found]]:
@@ -170,4 +187,6 @@ def formula(crystal: Crystal) -> str:
     """The reduced formula, as pymatgen writes it."""
     from pymatgen.core.composition import Composition
 
-    return Composition({symbol_of(z): amount for z, amount in amounts(crystal).items()}).reduced_formula
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # noble gases have no electronegativity to be sorted by
+        return Composition({symbol_of(z): amount for z, amount in amounts(crystal).items()}).reduced_formula

@@ -211,7 +211,7 @@ def _run(job: Screening, seen: Seen, missing: set[int]) -> Iterator[int]:
     )
     written = listed.map_batches(
         _Predict,
-        fn_constructor_args=(job, threads, radii),
+        fn_constructor_args=(job.models, job.parts, job.device, job.batch_size, threads),
         batch_format="pyarrow",
         batch_size=None,
         compute=ActorPoolStrategy(size=actors),
@@ -266,11 +266,11 @@ def _listed(found: Sequence[Found], place: Mapping[str, Any], seen: Seen, radii:
 class _Predict:
     """An actor with its own copy of the models."""
 
-    def __init__(self, job: Screening, threads: int, radii: Sequence[float]) -> None:
+    def __init__(self, models: Sequence[str], parts: Path, device: str, batch_size: int | None, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._job, self._radii = job, radii
-        self._device = pick_device(job.device)
-        self._models = Ensemble(job.models, self._device)
+        self._parts, self._batch_size = parts, batch_size
+        self._models = Ensemble(models, pick_device(device))
+        self._radii = self._models.radii
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Predict the rows of a block and write a shard for each piece that begins, goes on or ends in it."""
@@ -288,7 +288,7 @@ class _Predict:
         values[valid.to_numpy()] = self._predicted(rows.filter(valid).combine_chunks(), len(names))
         for i, name in enumerate(names):
             said = said.append_column(name, pa.array(values[:, i]))
-        path = self._job.parts / f"{number:08d}-{first:010d}-{len(rows)}-{last}.parquet"
+        path = self._parts / f"{number:08d}-{first:010d}-{len(rows)}-{last}.parquet"
         partial = path.with_suffix(".partial")
         pq.write_table(said, partial)
         partial.replace(path)
@@ -304,7 +304,7 @@ class _Predict:
         shells = [self._shells(rows, i) for i in range(len(self._radii))]
         work = shells[-1].costs if shells else structures.sizes**2
         parts = []
-        for start, end in pairwise([0, *batch_ends(work.tolist(), self._job.batch_size)]):
+        for start, end in pairwise([0, *batch_ends(work.tolist(), self._batch_size)]):
             chosen = np.arange(start, end)
             batch = to_batch(structures.gather(chosen))
             for one in shells:
