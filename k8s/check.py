@@ -63,6 +63,8 @@ def check(documents: list[Document]) -> list[Finding]:
     for document in documents:
         where = f"{document['kind']}/{document['metadata']['name']}"
         found = [*_schema(document)]
+        if '"SETTING"' in json.dumps(document) or " SETTING" in json.dumps(document):
+            found.append("a SETTING was not replaced by the overlay's settings")
         for place, template in _templates(document):
             found += [
                 f"{place}: {text}" for text in (*_hardening(template), *_images(template), *_names(template, have))
@@ -216,8 +218,6 @@ def _job(document: Document) -> Iterator[Finding]:
             yield f"{name} is not set"
     if "--auto_resume" not in words:
         yield "the entrypoint lacks --auto_resume: a retry would be refused"
-    if "SETTING" in json.dumps(document):
-        yield "a SETTING was not replaced by the overlay's settings"
     workers = spec["rayClusterSpec"]["workerGroupSpecs"][0]
     if "--num_workers" in words:
         asked = int(words[words.index("--num_workers") + 1])

@@ -109,6 +109,11 @@ def fewer_workers(objects):
     group["replicas"] = group["minReplicas"] = group["maxReplicas"] = 7
 
 
+def unset(objects):
+    job = find(objects, "RayJob", instance="tune")["spec"]
+    job["entrypoint"] = job["entrypoint"].replace("--target shear", "--target SETTING")
+
+
 MUTATIONS = {
     unknown_field: "securitycontext",
     unknown_field_of_a_policy: "egres",
@@ -132,13 +137,15 @@ def find_named(objects, kind, name):
 
 
 @pytest.mark.parametrize("overlay", ["cpu-kind", "gpu"])
-@pytest.mark.parametrize("mutate", [*MUTATIONS, fewer_workers], ids=lambda mutate: mutate.__name__)
+@pytest.mark.parametrize("mutate", [*MUTATIONS, fewer_workers, unset], ids=lambda mutate: mutate.__name__)
 def test_what_is_made_wrong_is_caught(overlay, mutate):
     objects = documents(overlay)
     mutate(objects)
     findings = check.check(objects)
     assert findings
-    assert any(MUTATIONS.get(mutate, "--num_workers") in finding for finding in findings), findings
+    assert any(
+        {**MUTATIONS, fewer_workers: "--num_workers", unset: "SETTING"}[mutate] in finding for finding in findings
+    ), findings
 
 
 def test_an_image_may_be_pinned_by_its_digest_instead():
