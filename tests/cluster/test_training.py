@@ -241,6 +241,6 @@ def test_the_time_of_each_epoch_is_broken_down_where_asked(two, batch_norm):
 
 def test_a_run_that_diverges_says_so_in_one_line(run):
     with pytest.raises(
-        RunFailed, match=r"^training diverged: the loss of epoch \d is (nan|inf); try --lr below 1e\+30$"
+        RunFailed, match=r"^training diverged in epoch 1: the loss is (nan|inf); try --lr below 1e\+30$"
     ):
         run("diverged", lr=1e30)
