@@ -27,9 +27,10 @@ from tune.study import open_storage
 
 SPACE = """
 scale_real: {log: [0.6, 1.2]}
-lr: {choice: [5e-4, 1e25]}
+lr: {choice: [5e-4, 6e-4, 1e25]}
 model_dim: {choice: [16, 24]}
 head_num: {choice: [2, 3]}
+ff_dim: {choice: [32, 48, 100000000000]}
 """
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -92,9 +93,9 @@ class Found:
 
 @pytest.fixture(scope="module")
 def found(words, folder):
-    """A search whose space holds settings that diverge and combinations that no model can have."""
+    """A search whose space holds settings that diverge, that no memory holds, and that no model can have."""
     (folder / "space.yaml").write_text(SPACE)
-    options = {"space": folder / "space.yaml", "num_trials": 10, "epochs": 4, "grace_epochs": 1}
+    options = {"space": folder / "space.yaml", "num_trials": 10, "search_seed": 18, "epochs": 4, "grace_epochs": 1}
     capture = pytest.MonkeyPatch()
     lines = []
     capture.setattr(sys, "stdout", Capture(lines))
@@ -127,8 +128,10 @@ def test_failed_trials_are_recorded_with_their_reason_and_the_search_goes_on(fou
     failed = [trial for trial in found.trials if trial.state == "failed"]
     diverged = [trial for trial in failed if "diverged" in trial.reason]
     wrong = [trial for trial in failed if "head_num must be a divisor of model_dim=16, got 3" in trial.reason]
-    assert diverged and wrong and len(diverged) + len(wrong) == len(failed)
+    large = [trial for trial in failed if "can't allocate memory" in trial.reason]
+    assert diverged and wrong and large and len(diverged) + len(wrong) + len(large) == len(failed)
     assert all(trial.settings["lr"] == 1e25 for trial in diverged)
+    assert all(trial.settings["ff_dim"] > 48 for trial in large)
     good = [trial for trial in found.trials if trial not in failed]
     assert {trial.state for trial in good} == {"complete", "stopped early"}
     assert all(trial.epochs == 4 for trial in good if trial.state == "complete")
