@@ -16,10 +16,12 @@ from cluster.progress import counting
 from cluster.tables import open_split
 from crystalformer.artifact import Predictor, TargetScale
 from data_pipeline.datasets import resolve
+from data_pipeline.elements import symbol_of
 from data_pipeline.info import SourceKind
 from data_pipeline.prepare import prepare_dataset
 from data_pipeline.prepared import PreparedDataset, load_prepared
-from data_pipeline.table import StructureTable
+from data_pipeline.table import PackedStructures, StructureTable
+from data_pipeline.validate import MAX_ATOMIC_NUMBER
 
 Floats = npt.NDArray[np.float64]
 
@@ -29,11 +31,15 @@ CELL_SIZES = (4, 8, 16, 32, 64)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
-    """A split predicted: ids and atoms (n,) of its crystals, truth and prediction (n, T) in the targets' units."""
+    """A split predicted: ids and atoms (n,) of its crystals, truth and prediction (n, T) in the targets' units.
+
+    elements: (n, 99), whether an atomic number is among those of a crystal.
+    """
 
     dataset: str
     ids: list[str]
     sizes: npt.NDArray[np.int64]
+    elements: npt.NDArray[np.bool_]
     truth: Floats
     prediction: Floats
 
@@ -71,6 +77,7 @@ def score_split(
         dataset=prepared.name,
         ids=structures.material_ids(),
         sizes=structures.sizes,
+        elements=np.concatenate([_elements(structures.gather(part)) for part in parts]),
         truth=structures.targets(),
         prediction=np.concatenate(predicted),
     )
@@ -88,6 +95,17 @@ def _prepared(
         return load_prepared(data_dir, found.name), found.target_names
     with counting() as progress:
         return prepare_dataset(found.info, data_dir, progress=progress), found.target_names
+
+
+def _elements(packed: PackedStructures) -> npt.NDArray[np.bool_]:
+    """(n, 99) of packed structures; species of disordered sites count like others."""
+    crystal = np.repeat(np.arange(len(packed.sizes)), packed.sizes)
+    found = np.zeros((len(packed.sizes), MAX_ATOMIC_NUMBER + 1), dtype=np.bool_)
+    found[crystal, packed.atomic_numbers] = True
+    if packed.disorder is not None:
+        found[crystal[packed.disorder.site], packed.disorder.atomic_number] = True
+    found[:, 0] = False
+    return found
 
 
 def errors_of(truth: Floats, prediction: Floats) -> Errors:
@@ -119,3 +137,14 @@ def mae_by_size(scored: Scored, column: int) -> list[tuple[str, int, float]]:
         for i, name in enumerate(names)
         if (classes == i).any()
     ]
+
+
+def mae_by_element(scored: Scored, column: int) -> list[tuple[str, int, float]]:
+    """(symbol, crystals that hold the element, their MAE in the target's unit), the largest error first."""
+    residual = np.abs(scored.prediction[:, column] - scored.truth[:, column])
+    counts = scored.elements.sum(0)
+    found = [
+        (symbol_of(z), int(counts[z]), float(residual[scored.elements[:, z]].mean()))
+        for z in np.flatnonzero(counts).tolist()
+    ]
+    return sorted(found, key=lambda row: -row[2])

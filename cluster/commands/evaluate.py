@@ -19,11 +19,12 @@ HELP = "compare a trained model's predictions with a data set"
 
 SPLITS = ("train", "val", "test")
 WORST = 5
+ELEMENTS_A_LINE = 6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, on which split of which data set, and where to draw it."""
-    parser.add_argument("model", metavar="MODEL", help="model folder, such as runs/NAME/model")
+    parser.add_argument("model", metavar="MODEL", help="model folder, such as runs/NAME/model, also s3://...")
     parser.add_argument(
         "--dataset", metavar="NAME", help="data set that has the model's targets (default: the one it was trained on)"
     )
@@ -54,9 +55,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def summary(scored: Scored, column: int, target: TargetScale) -> list[str]:
-    """What is told of one target: errors, the worst structures, errors by cell size."""
+    """What is told of one target: errors, the worst structures, errors by cell size and by element."""
     from cluster.report import with_unit
-    from cluster.scoring import errors_of, mae_by_size, worst
+    from cluster.scoring import errors_of, mae_by_element, mae_by_size, worst
 
     errors = errors_of(scored.truth[:, column], scored.prediction[:, column])
     lines = [
@@ -73,6 +74,9 @@ def summary(scored: Scored, column: int, target: TargetScale) -> list[str]:
         )
     for name, count, mae in mae_by_size(scored, column):
         lines.append(f"  MAE of    {count} crystals with {name} atoms: {with_unit(mae, target.unit)}")
+    elements = [f"{symbol} {mae:.4f} ({count})" for symbol, count, mae in mae_by_element(scored, column)]
+    for start in range(0, len(elements), ELEMENTS_A_LINE):
+        lines.append(f"  MAE with  {', '.join(elements[start : start + ELEMENTS_A_LINE])}")
     return lines
 
 

@@ -21,8 +21,7 @@ from crystalformer.ops.pairs import PairColumns, PairLookup
 from crystalformer.ops.radial import RadialBasis, lowest_exponent
 
 
-@torch.library.custom_op("crystalformer::torch_attention", mutates_args=())
-def _attention(  # noqa: PLR0913 - the operands of one equation
+def _forward(  # noqa: PLR0913 - the operands of one equation
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -59,6 +58,9 @@ def _attention(  # noqa: PLR0913 - the operands of one equation
             sums.div_(total.T.unsqueeze(-1))
             y.transpose(0, 1).baddbmm_(sums.transpose(0, 1), weight.expand(v.shape[1], -1, -1).transpose(1, 2))
         return y.index_select(0, plan.inverse), lse, sums
+
+
+_attention = torch.library.custom_op("crystalformer::torch_attention", _forward, mutates_args=())
 
 
 @torch.library.custom_op("crystalformer::torch_attention_backward", mutates_args=())
@@ -218,6 +220,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
+def _as_operator() -> bool:
+    """Whether anything may be differentiated or traced; torch's way to an operator imports its compiler, a second."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
 def attend(  # noqa: PLR0913 - the operands of one equation
     q: Tensor,
     k: Tensor,
@@ -232,7 +239,7 @@ def attend(  # noqa: PLR0913 - the operands of one equation
 ) -> Tensor:
     """Real-space attention over a BlockPlan, by its handle; shapes as in ``ops.periodic_attention``."""
     dtype = compute_dtype(q.dtype)
-    y: Tensor = _attention(
+    y: Tensor = (_attention if _as_operator() else _forward)(
         q.to(dtype) * (1.0 / math.sqrt(q.shape[-1])),
         k.to(dtype),
         v.to(dtype),
@@ -245,11 +252,13 @@ def attend(  # noqa: PLR0913 - the operands of one equation
     return y.to(q.dtype)
 
 
-@torch.library.custom_op("crystalformer::torch_reciprocal", mutates_args=())
-def _reciprocal(q: Tensor, k: Tensor, v: Tensor, rho: Tensor, handle: Tensor, scale: float) -> Tensor:
+def _reciprocal_forward(q: Tensor, k: Tensor, v: Tensor, rho: Tensor, handle: Tensor, scale: float) -> Tensor:
     """y (N, H, D) of q (scaled by 1/sqrt(D)), k, v (N, H, D) and rho (N, H); handle: the WavePlan's; scale: Å."""
     with torch.autocast(q.device.type, enabled=False):
         return reciprocal.forward(q, k, v, rho, reciprocal.PLANS.plan(handle), scale)
+
+
+_reciprocal = torch.library.custom_op("crystalformer::torch_reciprocal", _reciprocal_forward, mutates_args=())
 
 
 @torch.library.custom_op("crystalformer::torch_reciprocal_backward", mutates_args=())
@@ -289,5 +298,6 @@ def attend_reciprocal(q: Tensor, k: Tensor, v: Tensor, rho: Tensor, handle: Tens
     """Reciprocal-space attention over a WavePlan, by its handle; shapes as in ``ops.periodic_attention``."""
     dtype = compute_dtype(q.dtype)
     scaled = q.to(dtype) * (1.0 / math.sqrt(q.shape[-1]))
-    y: Tensor = _reciprocal(scaled, k.to(dtype).contiguous(), v.to(dtype).contiguous(), rho.to(dtype), handle, scale)
+    attention = _reciprocal if _as_operator() else _reciprocal_forward
+    y: Tensor = attention(scaled, k.to(dtype).contiguous(), v.to(dtype).contiguous(), rho.to(dtype), handle, scale)
     return y.to(q.dtype)

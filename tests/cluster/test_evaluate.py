@@ -10,8 +10,10 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 
 from cluster.cli import main
 from cluster.commands.train import find_data
+from cluster.inputs import find_structures
 from cluster.predict import load_predictor, pick_device
-from cluster.scoring import Scored, errors_of, mae_by_size, score_split, worst
+from cluster.scoring import Scored, errors_of, mae_by_element, mae_by_size, score_split, worst
+from cluster.seen import amounts
 from tests.cluster.small import small_config
 from tests.cluster.trained import write_model
 
@@ -66,7 +68,16 @@ def scored():
     truth = generator.normal(size=(40, 2))
     prediction = truth + generator.normal(size=(40, 2))
     sizes = np.array([1, 4, 5, 8, 9, 64, 65, 200] * 5)
-    return Scored(dataset="d", ids=[str(i) for i in range(40)], sizes=sizes, truth=truth, prediction=prediction)
+    elements = generator.random((40, 99)) < 0.05
+    elements[:, 0] = False
+    return Scored(
+        dataset="d",
+        ids=[str(i) for i in range(40)],
+        sizes=sizes,
+        elements=elements,
+        truth=truth,
+        prediction=prediction,
+    )
 
 
 def test_errors_follow_their_definitions(scored):
@@ -96,6 +107,24 @@ def test_errors_by_cell_size(scored):
     residual = np.abs(scored.prediction[:, 0] - scored.truth[:, 0])
     assert found[0][2] == pytest.approx(residual[scored.sizes <= 4].mean())
     assert sum(count * mae for _, count, mae in found) == pytest.approx(residual.sum())
+
+
+def test_errors_by_element(scored):
+    found = mae_by_element(scored, 1)
+    errors = [mae for _, _, mae in found]
+    assert errors == sorted(errors, reverse=True)
+    residual = np.abs(scored.prediction[:, 1] - scored.truth[:, 1])
+    by_symbol = {symbol: (count, mae) for symbol, count, mae in found}
+    assert len(by_symbol) == scored.elements.any(0).sum()
+    with_iron = scored.elements[:, 26]
+    assert by_symbol["Fe"] == (with_iron.sum(), pytest.approx(residual[with_iron].mean()))
+
+
+def test_the_elements_of_a_split_are_those_of_its_formulas(run_dir, elastic):
+    predictor = load_predictor(run_dir / "model", CPU)
+    scored = score_split(predictor, CPU, "elastic_tensor_2015", "test", elastic.path.parent)
+    for row, crystal in enumerate(find_structures([str(elastic.split_path("test"))])):
+        assert set(np.flatnonzero(scored.elements[row])) == set(amounts(crystal.crystal)), scored.ids[row]
 
 
 def test_the_picture(run_dir, elastic, tmp_path, capsys):

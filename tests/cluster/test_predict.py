@@ -1,16 +1,27 @@
 """predict as a user meets it: files, folders and tables in; a table, CSV, JSONL or Parquet out."""
 
 import csv
+import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from pyarrow.fs import FileSystem, copy_files
 
+from cluster import predict
 from cluster.cli import main
+from cluster.inputs import find_structures
+from cluster.predict import Ensemble, crystal_work
+from cluster.seen import Seen, seen_in
 from crystalformer import load_model
+from data_pipeline.elements import number_of
 from data_pipeline.table import StructureTable
+from tests.cluster.s3 import s3_server
 from tests.cluster.trained import structures, write_model
 
 HEADER = ["id", "formula", "shear [log10(GPa)]", "bulk [GPa]", "warning"]
@@ -81,7 +92,7 @@ def test_order_is_that_of_the_input_and_the_batch_size_does_not_matter(tmp_path)
     assert [row[0][6] for row in results[0]] == list("312341")
     for other in results[1:]:
         assert [row[:2] for row in other] == [row[:2] for row in results[0]]
-        np.testing.assert_allclose(numbers(other), numbers(results[0]), rtol=1e-5)
+        np.testing.assert_allclose(numbers(other), numbers(results[0]), rtol=1e-6, atol=1e-6)
 
 
 def test_a_structure_table(elastic, tmp_path):
@@ -130,6 +141,124 @@ def test_several_models_give_mean_and_spread(tmp_path):
     np.testing.assert_allclose(found[:, 1::2], both.std(0, ddof=1), rtol=1e-4, atol=1e-7)
 
 
+def as_jarvis(structure) -> dict:
+    return {
+        "lattice_mat": structure.lattice.matrix.tolist(),
+        "coords": structure.frac_coords.tolist(),
+        "elements": [site.specie.symbol for site in structure],
+        "cartesian": False,
+    }
+
+
+def test_json_of_every_shape_and_a_bad_record(tmp_path, capsys):
+    primitive, cubic, cscl, _ = structures()
+    records = [
+        {"jid": "J-1", "atoms": as_jarvis(primitive), "gap": 5.0},
+        {"id": "bad", "structure": {"lattice": {}}},
+        {**cubic.as_dict(), "material_id": "bare"},
+        {"cif": cscl.to(fmt="cif")},
+        {"id": "none", "gap": 1.0},
+    ]
+    (tmp_path / "list.json").write_text(json.dumps(records))
+    with gzip.open(tmp_path / "by-id.json.gz", "wt") as file:
+        json.dump({"x": as_jarvis(cscl), "y": cubic.as_dict()}, file)
+    (tmp_path / "lines.jsonl").write_text("\n".join([json.dumps(as_jarvis(primitive)), "{"]))
+    (tmp_path / "one.json").write_text(json.dumps(as_jarvis(cscl)))
+    (tmp_path / "no.json").write_text("[1")
+    out = tmp_path / "out.csv"
+    names = ["list.json", "by-id.json.gz", "lines.jsonl", "one.json", "no.json"]
+    assert main(["predict", "a", *(str(tmp_path / name) for name in names), "--output", str(out)]) == 1
+    rows = rows_of(out)[1:]
+    lines, one = str(tmp_path / "lines.jsonl"), str(tmp_path / "one.json")
+    assert [row[0] for row in rows] == ["J-1", "bare", f"{tmp_path}/list.json-3", "x", "y", f"{lines}-0", one]
+    expected = load_model("a").predict([structures()[i] for i in (0, 0, 2, 2, 0, 0, 2)])
+    np.testing.assert_allclose(numbers(rows), expected, rtol=1e-5)
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith(f"{tmp_path}/list.json record 1 bad: unreadable structure: pymatgen dictionary")
+    assert told[1].startswith(f"{tmp_path}/list.json record 4 none: empty structure")
+    assert told[2].startswith(f"{lines} record 1: unreadable record")
+    assert told[3].startswith(f"{tmp_path}/no.json: cannot be read: record 0 is int")
+    assert told[4] == "4 of 11 structures could not be read"
+
+
+def test_crystals_outside_what_was_seen_are_warned_of(tmp_path):
+    seen = {"cell_sizes": [2, 8], "number_densities": [0.04, 0.05]}
+    model = write_model(tmp_path / "model")
+    card = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**card, "ranges": seen}))
+    primitive, _, cscl, alloy = structures()
+    large = primitive * (3, 3, 1)
+    large.replace(0, "Cs")
+    for number, structure in enumerate([primitive, cscl, alloy, large]):
+        (tmp_path / f"{number}.cif").write_text(structure.to(fmt="cif"))
+    out = tmp_path / "out.csv"
+    assert main(["predict", str(model), *(f"{tmp_path}/{i}.cif" for i in range(4)), "--output", str(out)]) == 0
+    assert [row[-1] for row in rows_of(out)[1:]] == [
+        "",
+        "density 0.0286 atoms/Å³, 0.0400 to 0.0500 in training",
+        "never seen in training: Cu Zn Au; density 0.0779 atoms/Å³, 0.0400 to 0.0500 in training",
+        "18 atoms in the cell, 2 to 8 in training",
+    ]
+    both = tmp_path / "both.csv"
+    assert main(["predict", f"{model},a", f"{tmp_path}/3.cif", "--output", str(both)]) == 0
+    assert rows_of(both)[1][-1] == ""
+
+
+def test_the_ranges_are_those_of_the_table(elastic):
+    table = StructureTable.open(elastic.split_path("train"), ["shear"])
+    elements, ranges = seen_in(table)
+    crystals = [found.crystal for found in find_structures([str(elastic.split_path("train"))])]
+    density = [len(c.atomic_numbers) / abs(np.linalg.det(c.lattice)) for c in crystals]
+    assert ranges.cell_sizes == (min(table.sizes), max(table.sizes))
+    assert ranges.number_densities == pytest.approx((min(density), max(density)))
+    assert set(elements) <= set(elastic.elements) and len(elements) > 50
+    seen = Seen(elements=frozenset(map(number_of, elements)), ranges=ranges)
+    assert not any(seen.warning(crystal) for crystal in crystals)
+
+
+def test_batches_are_cut_by_work(elastic, monkeypatch):
+    found = list(find_structures([str(elastic.split_path("test"))]))
+    models = Ensemble(["a"], torch.device("cpu"))
+    whole = [prediction.values for prediction in models.predict(found)]
+    sizes = []
+    original = models.predict_batch
+    monkeypatch.setattr(predict, "WORK_AT_ONCE", 20_000)
+    monkeypatch.setattr(models, "predict_batch", lambda batch: sizes.append(batch.num_crystals) or original(batch))
+    cut = [prediction.values for prediction in models.predict(found)]
+    work = [crystal_work(one.crystal, models.radii[0]) for one in found]
+    ends = np.cumsum(sizes)
+    for start, end in zip([0, *ends], ends, strict=False):
+        assert end - start == 1 or sum(work[start:end]) <= 20_000
+    assert 5 < len(sizes) < len(found) and ends[-1] == len(found)
+    np.testing.assert_allclose(cut, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_one_structure_needs_neither_ray_nor_a_compiler():
+    code = (
+        "import sys; from cluster.cli import main; assert main(['predict', 'a', 'files/1.cif']) == 0; "
+        "print([name for name in ('ray', 'pandas', 'torch._dynamo', 'sympy', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_models_in_an_object_store(tmp_path, capsys):
+    with pytest.MonkeyPatch.context() as patch, s3_server(tmp_path / "log") as environment:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        store = FileSystem.from_uri("s3://bucket")[0]
+        copy_files("a", "bucket/run/model", destination_filesystem=store)
+        assert main(["predict", "s3://bucket/run/model,a", "files/1.cif"]) == 0
+        assert "NaCl" in capsys.readouterr().out
+        assert main(["info", "s3://bucket/run/model"]) == 0
+        assert capsys.readouterr().out.startswith("model      s3://bucket/run/model\n")
+        assert main(["predict", "s3://bucket/run", "files/1.cif"]) == 2
+        assert "did you mean s3://bucket/run/model?" in capsys.readouterr().err
+        out = tmp_path / "theirs.ckpt"
+        assert main(["convert", "s3://bucket/run", str(out), "--to-reference"]) == 0 and out.is_file()
+
+
 MISTAKES = [
     (["nowhere", "files"], "nowhere is not a model folder"),
     ([".", "files"], ". is not a model folder"),
@@ -170,6 +299,15 @@ def test_info_of_a_model(tmp_path, capsys):
     assert "target     shear [log10(GPa)] = output * 0.5 + 1.25" in lines
     assert "setting    scale_real 0.9" in lines and "setting    embedding_dim 32" in lines
     assert "origin     elements: Na Cl Cs" in lines and "origin     val_mae: shear 0.25" in lines
+    assert not any(line.startswith("seen ") for line in lines)
+    card = json.loads((model / "config.json").read_text())
+    ranges = {"cell_sizes": [2, 8], "number_densities": [0.02, 0.125]}
+    (model / "config.json").write_text(json.dumps({**card, "ranges": ranges}))
+    assert main(["info", str(model)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        "seen       cells of 2 to 8 atoms" in lines and "seen       densities of 0.0200 to 0.1250 atoms/Å³" in lines
+    )
     assert main(["info", str(model), "--plot"]) == 2
     assert "--plot draws data sets" in capsys.readouterr().err
     (model / "config.json").unlink()

@@ -2,13 +2,26 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from crystalformer import Crystalformer, ModelConfig, load_model
-from crystalformer.artifact import CONFIG, WEIGHTS, ModelCard, Predictor, TargetScale, read_card, save_model
+from crystalformer.artifact import (
+    CONFIG,
+    WEIGHTS,
+    WORK_AT_ONCE,
+    ModelCard,
+    Predictor,
+    TargetScale,
+    TrainRanges,
+    batch_ends,
+    batch_work,
+    read_card,
+    save_model,
+)
 from tests.crystalformer.crystals import batch_of, golden_crystals
 
 SETTINGS = ModelConfig(
@@ -80,6 +93,48 @@ def test_structures_are_predicted_in_their_order_whatever_the_batches(folder, ba
     predictor = load_model(folder)
     found = predictor.predict((s for s in structures()), batch_size=batch_size)
     np.testing.assert_allclose(found, predictor.predict_batch(batch_of(*golden_crystals())), rtol=1e-5)
+
+
+def test_batches_hold_so_much_work_and_a_crystal_at_least():
+    limit = WORK_AT_ONCE
+    assert list(batch_ends([])) == []
+    assert list(batch_ends([2 * limit, 2 * limit])) == [1, 2]
+    assert list(batch_ends([0.5 * limit, 0.4 * limit, 0.2 * limit, 1, limit])) == [2, 4, 5]
+    assert list(batch_ends([1] * 7, 3)) == [3, 6, 7]
+
+
+def test_work_is_the_images_a_batch_holds(folder):
+    """The density tells how many there are; shells are fewer where images are as far away as one another."""
+    radius = SETTINGS.neighbor_radius
+    for crystal in golden_crystals():
+        atoms, volume = len(crystal.numbers), abs(np.linalg.det(crystal.lattice))
+        shells = batch_of(crystal).shells(radius)
+        assert batch_work(atoms, volume, radius) == pytest.approx(int(shells.count.sum()), rel=0.2)
+        assert len(shells.neighbor) <= 1.2 * batch_work(atoms, volume, radius)
+
+
+@pytest.mark.parametrize("pooling", ["avr", "max"])
+def test_a_prediction_does_not_depend_on_the_cell(pooling):
+    """A primitive cell and multiples of it, in real space."""
+    torch.manual_seed(1)
+    config = replace(SETTINGS, pooling=pooling)
+    model = Crystalformer(config)
+    model.freeze_statistics(batch_of(*golden_crystals()))
+    predictor = Predictor(model, replace(CARD, model=config))
+    small = [structure for structure in structures() if len(structure) <= 8]
+    primitive = predictor.predict(small)
+    for repeats in ((2, 1, 1), (1, 2, 2)):
+        found = predictor.predict([structure * repeats for structure in small])
+        np.testing.assert_allclose(found, primitive, rtol=1e-5, atol=1e-5)
+
+
+def test_ranges_travel_with_the_card(model, tmp_path):
+    ranges = TrainRanges(cell_sizes=(1, 40), number_densities=(0.01, 0.15))
+    save_model(tmp_path, replace(CARD, ranges=ranges), model.state_dict())
+    assert read_card(tmp_path).ranges == ranges
+    rewrite(tmp_path, lambda values: values["ranges"].pop("cell_sizes"))
+    with pytest.raises(ValueError, match="config.json: ranges lack 'cell_sizes'"):
+        read_card(tmp_path)
 
 
 def test_no_structures_no_rows(folder):

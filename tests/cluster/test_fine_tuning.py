@@ -1,0 +1,133 @@
+"""--init_from: a run that starts from a trained model, and whether that is worth it."""
+
+import argparse
+import shutil
+
+import pytest
+import ray
+import torch
+
+import cluster  # noqa: F401 - sets Ray's environment
+from cluster.cli import main
+from cluster.config import load_yaml
+from cluster.errors import UserError
+from cluster.fine_tuning import Initial, load_initial, with_architecture
+from cluster.report import read_metrics
+from cluster.trainer import train
+from crystalformer import Crystalformer
+from crystalformer.artifact import read_card
+from tests.benchmarks import fine_tuning
+from tests.cluster.small import SMALL, SMALL_MODEL, small_config
+from tests.cluster.trained import write_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with the small model of shear and bulk."""
+    return write_model(tmp_path_factory.mktemp("initial") / "run" / "model", seed=5)
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def initial(model, targets=("shear", "bulk")) -> tuple[Crystalformer, dict]:
+    """A fresh model after it took over the trained one, and the trained weights."""
+    config = small_config(target=targets, init_from=str(model))
+    found = load_initial(config)
+    assert isinstance(found, Initial)
+    torch.manual_seed(0)
+    fresh = Crystalformer(config.model)
+    found.into(fresh, config.data.target)
+    return fresh, dict(found.weights)
+
+
+def as_words(settings) -> list[str]:
+    """Settings as a command line has them."""
+    words = []
+    for name, value in settings.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def test_everything_is_taken_over_for_the_same_targets(model):
+    fresh, weights = initial(model)
+    assert fresh.frozen
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+
+
+@pytest.mark.parametrize("targets", [["shear"], ["bulk", "shear"]])
+def test_other_targets_get_a_fresh_head_and_keep_the_statistics(model, targets):
+    fresh, weights = initial(model, targets)
+    torch.manual_seed(0)
+    untouched = Crystalformer(fresh.config).state_dict()
+    assert fresh.frozen
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, (untouched if name.startswith("head.") else weights)[name]), name
+
+
+def test_the_architecture_is_that_of_the_model_whichever_folder_is_named(model):
+    for folder in (model, model.parent):
+        settings = with_architecture({"target": ["shear"], "init_from": str(folder), "num_layers": 2})
+        assert settings["embedding_dim"] == [32] and settings["scale_real"] == [0.9]
+        assert settings["model_dim"] == SMALL_MODEL.model_dim
+
+
+def test_another_architecture_is_refused_naming_both(model, capsys):
+    assert main(["train", "--target", "shear", "--init_from", str(model), "--num_layers", "3"]) == 2
+    error = capsys.readouterr().err
+    assert f"num_layers is 3, but the model of init_from {model} has 2" in error and error.count("\n") == 1
+    with pytest.raises(UserError, match="num_layers is 3, but the model of init_from .* has 2"):
+        load_initial(small_config(init_from=str(model), num_layers=3))
+
+
+def test_no_model_is_named(tmp_path, capsys):
+    assert main(["train", "--target", "shear", "--init_from", str(tmp_path)]) == 2
+    assert f"init_from: {tmp_path} is not a model folder" in capsys.readouterr().err
+
+
+def test_sharded_runs_begin_alike_and_a_resumed_one_does_without_the_model(model, local_ray, elastic, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(model, copy)
+    common = {
+        "target": ["shear"],
+        "epochs": 1,
+        "batch_size": 128,
+        "init_from": str(copy),
+        "storage_path": str(tmp_path),
+        "data_dir": str(elastic.path.parent),
+        "dataset": "elastic_tensor_2015",
+        "device": "cpu",
+        "threads_per_worker": 1,
+    }
+    rows = {}
+    for name, scale in (("whole", {}), ("sharded", {"num_workers": 2, "zero_stage": 3})):
+        train(small_config(**common, **scale, run_name=name))
+        rows[name] = read_metrics(tmp_path / name)[0]
+    assert rows["sharded"]["train_loss"] == pytest.approx(rows["whole"]["train_loss"], rel=1e-3)
+    card = read_card(tmp_path / "whole" / "model")
+    assert card.provenance["init_from"] == str(copy)
+    assert load_yaml(tmp_path / "whole" / "config.yaml").run.init_from == str(copy)
+    shutil.rmtree(copy)
+    words = ["train", *as_words(common)]
+    assert main([*words, "--run_name", "whole", "--resume"]) == 0
+    assert main([*words, "--run_name", "other"]) == 2
+
+
+def test_fine_tuning_beats_fresh_weights_on_200_crystals(local_ray, elastic, tmp_path):
+    recipe = {"epochs": 12, "batch_size": 32, "lr": 2e-3, "device": "cpu", "threads_per_worker": 1}
+    args = argparse.Namespace(
+        seeds=1,
+        crystals=200,
+        model=None,
+        data_dir=elastic.path.parent,
+        storage_path=tmp_path,
+        small=[],
+        words=as_words({**SMALL, **recipe}),
+    )
+    found = fine_tuning.compare(args)
+    assert found["fine-tuned"][0]["averaged"] < 0.95 * found["fresh weights"][0]["averaged"], found

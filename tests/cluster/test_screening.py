@@ -1,0 +1,115 @@
+"""Very many structures, made few here: the same answers through Ray Data, and going on after a stop."""
+
+import csv
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+import cluster  # noqa: F401 - sets Ray's environment
+from cluster import inputs, screening
+from cluster.cli import main
+from tests.cluster.trained import structures, write_model
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory, elastic):
+    """Words of a command: a model, a table, and files of which some cannot be read."""
+    folder = tmp_path_factory.mktemp("screening")
+    write_model(folder / "a", seed=1)
+    write_model(folder / "b", seed=2)
+    files = folder / "files"
+    files.mkdir()
+    for number, structure in enumerate(structures()):
+        (files / f"{number}.cif").write_text(structure.to(fmt="cif"))
+    (files / "1-bad.cif").write_text("data_x\nloop_\n")
+    (files / "9-bad.cif").write_text("data_x\nloop_\n")
+    return [f"{folder}/a,{folder}/b", str(files), str(elastic.split_path("test"))]
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """Ten structures are many, and eight rows a piece."""
+    monkeypatch.setattr(inputs, "STREAM_FROM", 10)
+    monkeypatch.setattr(inputs, "ROWS_A_PIECE", 8)
+    monkeypatch.setattr(inputs, "FILES_A_PIECE", 3)
+
+
+def table_of(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    return header, rows
+
+
+def test_the_answers_are_those_of_few_structures(given, local_ray, tmp_path, monkeypatch, capsys):
+    here, streamed = tmp_path / "here.csv", tmp_path / "streamed.csv"
+    assert main(["predict", *given, "--output", str(here)]) == 1
+    told = capsys.readouterr().err
+    monkeypatch.setattr(inputs, "STREAM_FROM", 10)
+    monkeypatch.setattr(inputs, "ROWS_A_PIECE", 50)
+    assert main(["predict", *given, "--output", str(streamed)]) == 1
+    assert capsys.readouterr().err == told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here.csv", "streamed.csv"]
+    (header, few), (same, rows) = table_of(here), table_of(streamed)
+    assert header == same and len(rows) == 4 + 118
+    assert [[row[0], row[1], row[-1]] for row in rows] == [[row[0], row[1], row[-1]] for row in few]
+    numbers, expected = (np.array([row[2:6] for row in table], dtype=float) for table in (rows, few))
+    np.testing.assert_allclose(numbers, expected, rtol=2e-6, atol=1e-6)
+
+
+def test_a_stopped_command_goes_on_without_repeating_what_is_done(given, many, local_ray, tmp_path, monkeypatch):
+    out, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
+    command = ["predict", given[0], given[2], "--output", str(out)]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(screening, "_merge", killed)
+        assert main(command) == 130
+    shards = sorted(parts.glob("*.parquet"))
+    assert len(shards) == -(-118 // 8) and not out.exists()
+    for path in shards[5:]:
+        path.unlink()
+    (parts / "00000006-0000000000-8-last.partial").write_bytes(b"half")
+    pq.write_table(pq.read_table(shards[0]), parts / "00000007-0000000000-8-more.parquet")
+    marked = pq.read_table(shards[2])
+    place = marked.column_names.index("shear [log10(GPa)]")
+    pq.write_table(marked.set_column(place, marked.column_names[place], pa.array([9.5] * len(marked))), shards[2])
+
+    assert main(command) == 2
+    assert main([*command[:-1], str(tmp_path / "other.csv"), "--resume"]) == 0
+    assert main([*command, "--resume"]) == 0
+    done, other = pq.read_table(out), table_of(tmp_path / "other.csv")[1]
+    values = done.column("shear [log10(GPa)]").to_numpy()
+    assert (values[16:24] == 9.5).all()
+    expected = np.array([float(row[2]) for row in other])
+    expected[16:24] = 9.5
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    assert done.column("id").to_pylist() == [row[0] for row in other]
+    assert not parts.exists()
+
+
+def test_shards_of_other_inputs_are_refused(given, many, tmp_path, capsys):
+    out = tmp_path / "out.csv"
+    (tmp_path / "out.csv.parts").mkdir()
+    (tmp_path / "out.csv.parts" / "plan.json").write_text('{"digest": "other"}')
+    command = ["predict", given[0], given[2], "--output", str(out)]
+    assert main(command) == 2
+    assert "go on with --resume, or delete it" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 2
+    assert "belongs to other inputs or another model" in capsys.readouterr().err
+
+
+def test_many_structures_need_a_file(given, many, capsys):
+    assert main(["predict", given[0], given[2]]) == 2
+    assert "--output is needed for 118 structures" in capsys.readouterr().err
