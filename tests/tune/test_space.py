@@ -1,5 +1,8 @@
 """The search space: what a YAML file may say, what is refused before the start, and what is suggested."""
 
+import re
+from pathlib import Path
+
 import optuna
 import pytest
 
@@ -7,6 +10,7 @@ from cluster.config import TrainConfig
 from cluster.errors import UserError
 from tune.space import DEFAULT, load_space, read_space
 
+README = Path(__file__).resolve().parents[2] / "README.md"
 BASE = TrainConfig.from_flat({"target": ["shear"]})
 
 GOOD = """
@@ -62,6 +66,12 @@ def test_every_kind_of_rule_is_followed_and_makes_a_config(tmp_path):
     assert {config["optimizer"] for config in found} == {"adamw", "adam"}
     assert {str(config["embedding_dim"]) for config in found} == {"128", "[64, 64]"}
     assert {"scale_reci" in config for config in found} == {True, False}
+
+
+def test_the_space_of_the_readme_is_read(tmp_path):
+    (text,) = re.findall(r"^```yaml\n(# space.yaml\n.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    space = load_space(write(tmp_path, text), BASE)
+    assert list(space.rules()) == ["scale_real", "gauss_lb_real", "value_pe_dist_real", "optimizer", "weight_decay"]
 
 
 def test_settings_as_given_are_found_in_the_space_or_not(tmp_path):
