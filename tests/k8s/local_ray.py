@@ -12,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -58,6 +60,8 @@ class LocalRay:
         try:
             self._start("head", [*head, *_agent(agents[:2])])
             self.run(["ray", "health-check", "--address", self.address], until=START_SECONDS)
+            # The dashboard, which takes jobs, comes after the control store.
+            self.run(["ray", "job", "list", "--address", self.dashboard], until=START_SECONDS)
             self.start_worker()
         except BaseException:
             self.close()
@@ -73,9 +77,9 @@ class LocalRay:
 
     def worker_id(self) -> str:
         """Ray's name of the worker's node that is alive."""
-        words = ["ray", "list", "nodes", "--address", self.dashboard, "--format", "json"]
-        for _ in range(60):
-            for node in json.loads(self.run(words, until=10) or "[]"):
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            for node in self.ask("api/v0/nodes")["data"]["result"]["result"]:
                 if node["state"] == "ALIVE" and not node["is_head_node"]:
                     return str(node["node_id"])
             time.sleep(0.5)
@@ -98,6 +102,15 @@ class LocalRay:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{words}: {done.stdout}{done.stderr}\n{(self.folder / 'head.log').read_text()}")
             time.sleep(0.5)
+
+    def ask(self, path: str) -> dict[str, Any]:
+        """The dashboard's answer."""
+        request = urllib.request.Request(
+            f"{self.dashboard}/{path}", headers={"Authorization": f"Bearer {self.token}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found: dict[str, Any] = json.load(answer)
+        return found
 
     def close(self) -> None:
         """End what was started, the worker first, and all that it started."""
