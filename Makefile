@@ -63,4 +63,4 @@ types: $(READY) ## mypy, strict
 check: lint types test ## what CI runs: lint, types, import direction, tests
 
 bench: $(READY) ## the benchmarks, as tables and JSON; minutes each
-	@for name in attention step data; do $(CLI) bench $$name || exit; done
+	@for name in attention step data predict; do $(CLI) bench $$name || exit; done

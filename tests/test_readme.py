@@ -11,6 +11,7 @@ import pytest
 
 from cluster.cli import main
 from tests.benchmarks import baselines
+from tests.cluster.trained import write_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -25,6 +26,7 @@ TRAIN = [c for c in COMMANDS if c.startswith(".venv/bin/crystalformer train")]
 DATA = [c for c in COMMANDS if re.match(r"\.venv/bin/crystalformer (info|prepare)", c)]
 MAKE = [c for c in COMMANDS if c.startswith("make ")]
 USE = [c for c in COMMANDS if re.match(r"\.venv/bin/crystalformer (predict|evaluate|convert)", c)]
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 PYTHON = [c for c in COMMANDS if c.startswith(".venv/bin/python -m ")]
 
 
@@ -102,9 +104,16 @@ def test_baselines(folder, capsys):
 
 
 def test_the_library_example():
-    (example,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", example], cwd=REPOSITORY, capture_output=True, text=True)
+    arrays, _ = EXAMPLES
+    done = subprocess.run([sys.executable, "-c", arrays], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_from_pymatgen_to_a_number(tmp_path):
+    write_model(tmp_path / "runs" / "night" / "model")
+    done = subprocess.run([sys.executable, "-c", EXAMPLES[1]], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"shear -?\d+\.\d{4} log10\(GPa\)\n", done.stdout)
 
 
 def test_the_error_shown_is_the_error_given(capsys):

@@ -10,7 +10,7 @@ from tests.cluster.test_cli import failure
 
 
 def test_benchmarks_are_those_there_are():
-    assert {"attention", "data", "step"} <= set(bench.benchmarks())
+    assert {"attention", "data", "predict", "step"} <= set(bench.benchmarks())
     assert bench.benchmarks()["data"] == "tests.benchmarks.bench_data"
 
 
