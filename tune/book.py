@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.config import TrainConfig
 from tune.space import Settings, Space
@@ -97,6 +100,8 @@ class Book:
         self._taken = len([t for t in self._own() if t.state in ENDED])
         self.closed = False
         """Nothing is recorded any more: trials under way stay as they are, to be gone on with."""
+        self.problem: Exception | None = None
+        """Why the study could not be written any more."""
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         """Ray Tune writes its parts to disk for a way of resuming that is not ours: the copy holds nothing."""
@@ -206,6 +211,14 @@ class Book:
                 trial.set_user_attr(SECONDS, round(before + time.monotonic() - started, 3))
             self._study.tell(trial, values[-1] if state is TrialState.COMPLETE else None, state=state)
             self._ended(record(self._frozen(number), self._space))
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within, a storage that fails closes the book; Ray Tune would hide the reason in a traceback of its own."""
+        try:
+            yield
+        except (SQLAlchemyError, StorageInternalError) as error:
+            self.problem, self.closed = error, True
 
     def close(self) -> None:
         """Record nothing more: what is under way can be resumed."""

@@ -37,7 +37,7 @@ from tune.library import Library
 from tune.progress import SearchProgress
 from tune.report import write_best, write_report, write_trials
 from tune.space import SEARCHABLE
-from tune.study import Purpose, open_storage, open_study, shown_url
+from tune.study import Purpose, open_storage, open_study, reason_of, shown_url
 from tune.worker import Trial, TrialSetup
 
 POLL_SECONDS = 0.25
@@ -103,7 +103,7 @@ def search(plan: Search) -> SearchResult:
             signal_number = _run(plan, dataset, study, units)
             trials = records(study, plan.space)
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            reason = reason_of(error, plan.url)
             raise UserError(
                 f"storage {shown_url(plan.url)} failed: {reason}; go on with --run_name {plan.name} --resume"
             ) from error
@@ -207,6 +207,8 @@ def _watch(fit: _Fit, plan: Search, book: Book, interrupts: Interrupts, progress
             book.close()
             stop_by = time.monotonic() + STOP_SECONDS
     book.close()
+    if book.problem is not None:
+        raise book.problem
     if not fit.is_alive():
         fit.check()
         shutil.rmtree(plan.folder / TUNE_FOLDER, ignore_errors=True)
@@ -321,7 +323,9 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config."""
-        suggestion = self._book.next()
+        suggestion = None
+        with self._book.watching():
+            suggestion = self._book.next()
         if suggestion is None:
             return str(Searcher.FINISHED)
         return {"number": suggestion.number, "settings": suggestion.settings}
@@ -346,13 +350,18 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:  # noqa: ANN401
         """An epoch has ended: the trial goes on, or is worse than most were at this epoch."""
-        self._book.runs_in(result["number"], result["process"])
-        go_on = self._book.epochs_done(result["number"], result["errors"])
+        go_on = False
+        with self._book.watching():
+            self._book.runs_in(result["number"], result["process"])
+            go_on = self._book.epochs_done(result["number"], result["errors"])
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:  # noqa: ANN401
         """The trial has ended, one way or another."""
-        number = trial.config["number"]
+        with self._book.watching():
+            self._tell(trial.config["number"], result)
+
+    def _tell(self, number: int, result: Mapping[str, Any]) -> None:
         if "errors" in result:
             self._book.runs_in(number, result["process"])
             self._book.epochs_done(number, result["errors"])
@@ -365,7 +374,8 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:  # noqa: ANN401
         """Its process died more often than it may."""
-        self._book.fail(trial.config["number"], _death(trial))
+        with self._book.watching():
+            self._book.fail(trial.config["number"], _death(trial))
 
 
 def _death(trial: TuneTrial) -> str:

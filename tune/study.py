@@ -61,8 +61,14 @@ def open_storage(url: str) -> RDBStorage:
     except ImportError as error:
         reason = f"its driver is not installed ({_one_line(error, url)})"
     except (SQLAlchemyError, RuntimeError) as error:
-        reason = _one_line(getattr(error, "orig", None) or error, url)
+        reason = reason_of(error, url)
     raise UserError(f"storage {shown} cannot be opened: {reason}")
+
+
+def reason_of(error: Exception, url: str) -> str:
+    """Why a storage failed, in the driver's words."""
+    cause = error.__cause__ if isinstance(error.__cause__, SQLAlchemyError) else error
+    return _one_line(getattr(cause, "orig", None) or cause, url)
 
 
 def _one_line(error: object, url: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from cluster.errors import UserError
 from tests.tune.test_study import SPACE, begin, make_book, run
 from tune.book import records
 from tune.folder import saved_search
-from tune.study import VARIABLE, open_storage
+from tune.study import VARIABLE, open_storage, reason_of
 
 PASSWORD = "not/in:any@file"
 
@@ -135,6 +136,22 @@ def test_a_restart_of_the_server_between_trials_is_survived(server):
     server.start()
     run(book)
     assert [trial.number for trial in told] == [0, 1]
+
+
+def test_a_server_that_is_gone_ends_the_search_with_the_reason_kept(server):
+    book, _ = make_book(begin(server.url, "gone"), 2)
+    number = book.next().number
+    server.stop()
+    try:
+        with book.watching():
+            book.epochs_done(number, [0.5])
+    finally:
+        server.start()
+    assert book.closed
+    assert re.search("connect|terminat", reason_of(book.problem, server.url))
+    again, told = make_book(begin(server.url, "gone"), 2)
+    assert [suggestion.number for suggestion in run(again)] == [number, number + 1]
+    assert len(told) == 2
 
 
 def test_a_wrong_password_is_told_without_it(server):
