@@ -1,0 +1,105 @@
+"""A trial in its process: cut off and taken up again it gives the numbers it would have given; its time is kept."""
+
+import itertools
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.config import TrainConfig
+from cluster.feed import TargetScaling
+from cluster.tables import TablesOnDisk, open_split
+from data_pipeline.prepared import load_prepared
+from data_pipeline.table import StructureTable
+from tests.cluster.processes import Workers
+from tune.library import TRIAL_SPLITS, TrialData
+from tune.worker import OneWorker, TrialHost
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory):
+    workers = Workers(1, str(tmp_path_factory.mktemp("meeting")))
+    yield workers
+    workers.close()
+
+
+def begin(settings, folder, *, seconds=600.0):
+    config = TrainConfig.from_flat({**settings, "epochs": 6, "swa_epochs": 0, "checkpoint_every": 2})
+    dataset = load_prepared(Path(config.data.data_dir), "salts")
+    radius = config.model.neighbor_radius
+    opened = {split: open_split(dataset, split, ["gap"], radius) for split in TRIAL_SPLITS}
+    targets = StructureTable.from_arrow(opened["train"].structures, ("gap",)).targets()
+    data = TrialData(
+        tables={
+            split: TablesOnDisk(structures=tables.files[0], shells=tables.files[1], limit=2**30)
+            for split, tables in opened.items()
+        },
+        radius=radius,
+        scaling=TargetScaling.fit(targets, "scale_bias"),
+        found=False,
+        seconds=0.0,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    return OneWorker(config, data, folder, 1, time.monotonic() + seconds)
+
+
+def numbers(rows):
+    return [(row["epoch"], row["train_loss"], row["val_mae"]["gap"]) for row in rows]
+
+
+def rows_of(run):
+    return [*run.history, *itertools.takewhile(lambda row: row is not None, iter(lambda: next_row(run), object()))]
+
+
+def next_row(run):
+    try:
+        return next(run)
+    except StopIteration:
+        return None
+
+
+def cut_off_and_whole(place, settings, folder):
+    """Rows of an uninterrupted trial; of one left after its fifth epoch: rows before, checkpoints, rows kept, all."""
+    whole = numbers(rows_of(begin(settings, folder / "whole")))
+    first = begin(settings, folder / "cut")
+    before = numbers(itertools.islice(iter(lambda: next_row(first), None), 5))
+    first.close()
+    stored = [path.name for path in sorted((folder / "cut").glob("checkpoint-*"))]
+    again = begin(settings, folder / "cut")
+    taken_up = numbers(again.history)
+    return whole, before, stored, taken_up, numbers(rows_of(again))
+
+
+def test_a_trial_goes_on_from_its_checkpoint_exactly(process, settings, tmp_path):
+    ((whole, before, stored, taken_up, again),) = process.run(cut_off_and_whole, settings, tmp_path)
+    assert [row[0] for row in whole] == [1, 2, 3, 4, 5, 6]
+    assert before == whole[:5]
+    assert 1 <= len(stored) <= 2  # the one before goes when the new one is registered, a step or so later
+    assert len(taken_up) in (2, 4)  # a thread writes the checkpoint after the fourth epoch
+    assert taken_up == whole[: len(taken_up)]
+    assert again == whole
+    assert np.isfinite([row[2] for row in whole]).all()
+
+
+def late(place, settings, folder):
+    run = begin(settings, folder, seconds=-1.0)
+    return next_row(run)
+
+
+def test_a_trial_whose_time_is_up_stops(process, settings, tmp_path):
+    assert process.run(late, settings, tmp_path / "late") == [None]
+
+
+def test_the_newest_checkpoint_is_the_one_that_is_kept(tmp_path):
+    host = TrialHost(tmp_path, time.monotonic() + 60)
+    assert host.checkpoints() == []
+    for step in (7, 14, 21):
+        source = tmp_path / f"source-{step}"
+        source.mkdir()
+        (source / "state.json").write_text(str(step))
+        host.keep({}, host.store(source, f"checkpoint-{step:08d}-abc"))
+    (kept,) = host.checkpoints()
+    assert (Path(kept.path) / "state.json").read_text() == "21"
+    assert not host.stopping()
+    assert TrialHost(tmp_path, time.monotonic() - 1).stopping()
