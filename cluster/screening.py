@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import chdir
 from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -32,6 +34,7 @@ from cluster.inputs import Found, Piece, read_piece
 from cluster.predict import Ensemble, columns, formula, pick_device
 from cluster.seen import Seen
 from cluster.shells import SCHEMA, ShellTable, find_table_shells
+from cluster.storage import is_remote, local_folder
 from crystalformer.artifact import batch_ends
 from data_pipeline.crystal import structure_columns
 from data_pipeline.execute import quiet_ray_data
@@ -103,8 +106,6 @@ def predict_many(job: Screening, seen: Seen, header: Sequence[str], progress: Pr
 
 def _plan(job: Screening, header: Sequence[str]) -> dict[str, Any]:
     """What identifies the work: a shard of another plan must not be taken for one of this."""
-    from cluster.storage import local_folder
-
     digest = hashlib.sha256()
     for location in job.models:
         with local_folder(location) as folder:
@@ -202,16 +203,17 @@ def _run(job: Screening, seen: Seen, missing: set[int]) -> Iterator[int]:
     data.context.enable_progress_bars = False
     data.context.execution_options.resource_limits = ExecutionResources(object_store_memory=MEMORY)
     radii = Ensemble(job.models, torch.device("cpu")).radii
+    models = [location if is_remote(location) else str(Path(location).resolve()) for location in job.models]
     listed = data.map_batches(
         _prepare,
-        fn_kwargs={"seen": seen, "radii": radii},
+        fn_kwargs={"seen": seen, "radii": radii, "here": os.getcwd()},
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=min(TASK_CPUS, cpus - ACTOR_CPUS * actors),
     )
     written = listed.map_batches(
         _Predict,
-        fn_constructor_args=(job.models, job.parts, job.device, job.batch_size, threads),
+        fn_constructor_args=(models, job.parts, job.device, job.batch_size, threads),
         batch_format="pyarrow",
         batch_size=None,
         compute=ActorPoolStrategy(size=actors),
@@ -222,19 +224,26 @@ def _run(job: Screening, seen: Seen, missing: set[int]) -> Iterator[int]:
         yield sum(batch.column("rows").to_pylist())
 
 
-def _prepare(pieces: pa.Table, *, seen: Seen, radii: Sequence[float]) -> Iterator[pa.Table]:
-    """The structures of pieces with what the model needs of them, some at once; the last of a piece says so."""
+def _prepare(pieces: pa.Table, *, seen: Seen, radii: Sequence[float], here: str) -> Iterator[pa.Table]:
+    """The structures of pieces with what the model needs of them, some at once; the last of a piece says so.
+
+    here: the folder where relative paths begin, the command's.
+    """
     for task in pieces.to_pylist():
         fields = json.loads(task["piece"])
         found = read_piece(Piece(**{**fields, "paths": tuple(fields["paths"])}))
-        first = 0
-        some = list(islice(found, ROWS_AT_ONCE))
+        first, some = 0, _next_from(found, here)
         while some:
-            following = list(islice(found, ROWS_AT_ONCE))
+            following = _next_from(found, here)
             place = {"number": task["number"], "first": first, "last": not following}
             yield _listed(some, place, seen, radii)
             first += len(some)
             some = following
+
+
+def _next_from(found: Iterator[Found], here: str) -> list[Found]:
+    with chdir(here):
+        return list(islice(found, ROWS_AT_ONCE))
 
 
 def _listed(found: Sequence[Found], place: Mapping[str, Any], seen: Seen, radii: Sequence[float]) -> pa.Table:
