@@ -18,6 +18,7 @@ from typing import Any
 from cluster.config import TrainConfig, load_flat, save_yaml
 from cluster.errors import UserError
 from cluster.files import dump_yaml, read_yaml, write_text
+from cluster.report import METRICS_FILE
 from cluster.run_folder import CONFIG_FILE
 from cluster.run_folder import MAY_CHANGE as RUN_MAY_CHANGE
 from tune.config import MAY_CHANGE, SearchConfig
@@ -157,8 +158,8 @@ def is_there(settings: Mapping[str, Any]) -> bool:
 
 def begin(search: Search) -> None:
     """Make the folder of a new search and write what it is begun with. UserError where its name is taken."""
-    taken = [name for name in (SEARCH_FILE, CONFIG_FILE) if (search.folder / name).exists()]
-    if taken:
+    # search.yaml is written last: without it a search that was killed here has not begun. A run has metrics.jsonl.
+    if any((search.folder / name).exists() for name in (SEARCH_FILE, METRICS_FILE)):
         raise UserError(f"run_name {search.name!r} exists in {search.folder.parent}; give another, or --resume")
     place = None if is_own_file(search.url, search.folder) else shown_url(search.url)
     values = search.options.to_flat() | {"storage": place, RULES: search.space.rules()}

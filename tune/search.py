@@ -16,10 +16,7 @@ import optuna
 import ray
 from optuna.study import Study
 from ray import tune as ray_tune
-from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, Stopper
-from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -30,6 +27,7 @@ from cluster.session import autoscaled, ray_session, require_told
 from cluster.tables import cached_structures
 from data_pipeline.prepared import PreparedDataset
 from data_pipeline.table import StructureTable
+from tune.adapters import Ending, StudyScheduler, StudySearcher
 from tune.book import Book, TrialRecord, records
 from tune.data import prepared
 from tune.folder import TRIALS_FOLDER, Search, begin, locked
@@ -42,7 +40,7 @@ from tune.worker import Trial, TrialSetup
 
 POLL_SECONDS = 0.25
 STOP_SECONDS = 10.0
-"""On a signal Ray Tune gets this long to end the trials; what is left ends with Ray."""
+"""Before the end Ray Tune gets this long to stop trials, which may be in a long epoch; what is left ends with Ray."""
 
 TUNE_FOLDER = ".ray"
 """Ray Tune's own files, of no use after the search."""
@@ -145,7 +143,7 @@ def _study(plan: Search, unit: str) -> Study:
     sharing = plan.config.run.resume or plan.options.study_name is not None
     study = open_study(open_storage(plan.url), plan.study_name, plan.options, purpose, sharing=sharing)
     chosen = plan.space.given(flat)
-    if plan.options.try_given and chosen is not None and not plan.config.run.resume:
+    if plan.options.try_given and chosen is not None:
         study.enqueue_trial(chosen, skip_if_exists=True)
     return study
 
@@ -197,14 +195,15 @@ def _run(plan: Search, dataset: PreparedDataset, study: Study, units: Mapping[st
 
 
 def _watch(fit: _Fit, plan: Search, book: Book, interrupts: Interrupts, progress: SearchProgress) -> None:
-    """Wait for the end; on a signal close the book and have Ray Tune stop."""
+    """Wait for the end; on a signal, or where the book was closed, a little for Ray Tune to stop the trials."""
     fit.start()
     stop_by = None
     while fit.is_alive() and (stop_by is None or time.monotonic() < stop_by):
         fit.join(POLL_SECONDS)
-        if interrupts.received is not None and stop_by is None:
+        if interrupts.received is not None and not book.closed:
             progress.note("stopping: trials under way can be resumed; once more to stop at once")
             book.close()
+        if book.closed and stop_by is None:
             stop_by = time.monotonic() + STOP_SECONDS
     book.close()
     if book.problem is not None:
@@ -295,92 +294,3 @@ class _Fit(threading.Thread):
         """Raise what fit raised."""
         if self._error is not None:
             raise self._error
-
-
-class Ending(Stopper):
-    """Ends all trials where the search is to end: its book was closed on a signal, or its time is up."""
-
-    def __init__(self, deadline: float | None, book: Book) -> None:
-        self._deadline, self._book = deadline, book
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial by itself: that is the scheduler's."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether to end; what is under way is then left to be resumed."""
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            self._book.close()
-        return self._book.closed
-
-
-class StudySearcher(Searcher):
-    """Ray Tune's way to ask for the next trial."""
-
-    def __init__(self, book: Book) -> None:
-        super().__init__(metric="errors", mode="min")
-        self._book = book
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial's config."""
-        suggestion = None
-        with self._book.watching():
-            suggestion = self._book.next()
-        if suggestion is None:
-            return str(Searcher.FINISHED)
-        return {"number": suggestion.number, "settings": suggestion.settings}
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: FBT001, FBT002 - Ray Tune's signature
-        """Nothing: the scheduler knows more about how it ended."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study is saved as it grows."""
-        Path(checkpoint_path).touch()
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
-
-
-class StudyScheduler(FIFOScheduler):
-    """Ray Tune's way to tell of results, and to hear which trial is to end."""
-
-    def __init__(self, book: Book) -> None:
-        super().__init__()
-        self._book = book
-
-    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:  # noqa: ANN401
-        """An epoch has ended: the trial goes on, or is worse than most were at this epoch."""
-        go_on = False
-        with self._book.watching():
-            self._book.runs_in(result["number"], result["process"])
-            go_on = self._book.epochs_done(result["number"], result["errors"])
-        return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
-
-    def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:  # noqa: ANN401
-        """The trial has ended, one way or another."""
-        with self._book.watching():
-            self._tell(trial.config["number"], result)
-
-    def _tell(self, number: int, result: Mapping[str, Any]) -> None:
-        if "errors" in result:
-            self._book.runs_in(number, result["process"])
-            self._book.epochs_done(number, result["errors"])
-        if result.get("ended") == "complete":
-            self._book.complete(number)
-        elif result.get("ended") == "failed":
-            self._book.fail(number, result["reason"])
-        else:
-            self._book.stop(number, result.get("reason", ""))
-
-    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:  # noqa: ANN401
-        """Its process died more often than it may."""
-        with self._book.watching():
-            self._book.fail(trial.config["number"], _death(trial))
-
-
-def _death(trial: TuneTrial) -> str:
-    """Why Ray says that a trial's process is gone, in a sentence or two."""
-    file = Path(trial.error_file or "")
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"its process died: {lines[-1][:300] if lines else 'Ray gives no reason'}"
