@@ -23,7 +23,7 @@ from tests.k8s.test_monitoring import ALERTS, DASHBOARDS, RULES, metric_names, q
 pytestmark = needs_kubectl
 DEADLINE_SECONDS = 240
 QUICK = {
-    "train.yaml": {"epochs": 24, "batch_size": 64, "cpus_per_worker": 1, "checkpoint_every": 100},
+    "train.yaml": {"epochs": 60, "batch_size": 64, "cpus_per_worker": 1, "checkpoint_every": 100},
     "tune.yaml": {"epochs": 3, "batch_size": 64, "cpus_per_worker": 1},
 }
 GPU_ALONE = {"ray_crystalformer_gpu_memory_bytes"}
@@ -172,21 +172,18 @@ def prometheus(ray, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def jobs(ray, prometheus, tmp_path_factory):
-    """A train and a tune RayJob under way."""
+    """The train RayJob under way."""
     jobs = Jobs(ray, tmp_path_factory.mktemp("pods"))
     jobs.submit("train", "train-1")
-    jobs.submit("tune", "tune-1")
     return jobs
 
 
 def wait_until_under_way(jobs: Jobs) -> None:
-    """Until the run and the search's first trial have had an epoch."""
-    begun = ["shear-1/metrics.jsonl", "shear-search-1/trials/0000/metrics.jsonl"]
+    """Until the run has had an epoch."""
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while not all((jobs.place("/mnt/runs") / file).exists() for file in begun):
-        for name in ("train-1", "tune-1"):
-            assert jobs.info(name)["status"] in ("PENDING", "RUNNING"), jobs.log(name)
-        assert time.monotonic() < deadline, jobs.log("train-1") + jobs.log("tune-1")
+    while not (jobs.place("/mnt/runs") / "shear-1/metrics.jsonl").exists():
+        assert jobs.info("train-1")["status"] in ("PENDING", "RUNNING"), jobs.log("train-1")
+        assert time.monotonic() < deadline, jobs.log("train-1")
         time.sleep(0.5)
 
 
@@ -212,29 +209,28 @@ def test_a_worker_that_is_evicted_leaves_a_checkpoint(jobs):
     assert len(checkpoints(jobs)) == 1
 
 
-def test_a_head_that_is_evicted_ends_its_jobs_with_checkpoints(jobs):
-    """preStop of the head: SIGTERM to the drivers, which exit with 143."""
+def test_a_head_that_is_evicted_ends_its_job_with_a_checkpoint(jobs):
+    """preStop of the head: SIGTERM to the driver, which exits with 143."""
     assert run_hook(jobs, "headGroupSpec", "60", "1") == ""
-    for name in ("train-1", "tune-1"):
-        info = jobs.wait(name)
-        assert info["status"] == "FAILED", jobs.log(name)
-        assert info["driver_exit_code"] == 128 + signal.SIGTERM, jobs.log(name)
+    info = jobs.wait("train-1")
+    assert info["status"] == "FAILED", jobs.log("train-1")
+    assert info["driver_exit_code"] == 128 + signal.SIGTERM, jobs.log("train-1")
     assert checkpoints(jobs)
 
 
-def test_a_retry_goes_on_and_ends(jobs):
-    """The same entrypoints again, as KubeRay's backoffLimit repeats them, with another worker's pod."""
+def test_a_retry_goes_on_to_the_end_and_so_does_a_search(jobs):
+    """The same entrypoint again, as KubeRay's backoffLimit repeats it, on another worker; a search beside it."""
     jobs.ray.end_worker()
     jobs.ray.start_worker()
     jobs.submit("train", "train-2")
-    jobs.submit("tune", "tune-2")
+    jobs.submit("tune", "tune-1")
     assert jobs.wait("train-2")["status"] == "SUCCEEDED", jobs.log("train-2")
     assert "resuming after step" in jobs.log("train-2")
     results = json.loads(jobs.place("/mnt/runs/shear-1/results.json").read_text())
     assert results["epochs"] == QUICK["train.yaml"]["epochs"]
     rows = jobs.place("/mnt/runs/shear-1/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["epoch"] for row in rows] == list(range(1, results["epochs"] + 1))
-    assert jobs.wait("tune-2")["status"] == "SUCCEEDED", jobs.log("tune-2")
+    assert jobs.wait("tune-1")["status"] == "SUCCEEDED", jobs.log("tune-1")
     best = yaml.safe_load(jobs.place("/mnt/runs/shear-search-1/best.yaml").read_text())
     assert best["target"] in ("shear", ["shear"])
     trials = jobs.place("/mnt/runs/shear-search-1/trials.csv").read_text().splitlines()
@@ -255,7 +251,8 @@ def test_prometheus_had_what_alerts_and_dashboards_ask_for(jobs, prometheus):
     starts = prometheus.seen(
         f"max_over_time(({ALERTS['CrystalformerWorkerRestarts']['expr'].rpartition(' > ')[0]})[1h:1s])"
     )
-    assert "2" in {value for row in starts if row["metric"]["run"] == "shear-1" for _, value in row["values"]}
+    counted = [float(value) for row in starts if row["metric"]["run"] == "shear-1" for _, value in row["values"]]
+    assert max(counted) >= 2, "both tries"
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
     assert {rule["name"] for rule in rules} == set(ALERTS)
     assert [rule for rule in rules if rule["health"] != "ok"] == []
