@@ -95,8 +95,10 @@ def _ray() -> Iterator[Any]:
 
     started = not ray.is_initialized()
     if started:
-        local = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level=logging.WARNING, **local)
+        # Without an address Ray would join whatever cluster was last started on this machine, even one that is gone.
+        address = os.environ.get("RAY_ADDRESS")
+        where = {"address": address} if address else {"address": "local", "include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, **where)
     try:
         yield ray
     finally:
