@@ -36,7 +36,7 @@ from crystalformer.config import ModelConfig
 from crystalformer.model import Crystalformer
 from data_pipeline.schema import structure_schema
 from tests.benchmarks.measure import Row, environment, report
-from tests.benchmarks.memory import Peak, family, pss_mb
+from tests.benchmarks.memory import family, pss_mb
 from tests.benchmarks.synthetic import SyntheticSource
 
 ROWS_A_GROUP = 8192
@@ -184,12 +184,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="crystalformer-bench-") as name, Peak() as peak:
+    with tempfile.TemporaryDirectory(prefix="crystalformer-bench-") as name:
         place = Path(name)
         folder = args.model or write_model(place / "model", write_table(place / "some.parquet", 64))
         if args.rows:
             table = write_table(place / "p1.parquet", args.rows)
-            rows += [row | {"peak_mb": peak.mb} for row in against_forward(folder, table, args.rows)]
+            rows += against_forward(folder, table, args.rows)
         if args.screen:
             table = write_table(place / "screen.parquet", args.screen)
             rows += screened(folder, table, args.screen, place, kill=args.kill)

@@ -12,8 +12,6 @@ from cluster.cli import main
 from cluster.config import load_yaml
 from cluster.errors import UserError
 from cluster.fine_tuning import Initial, load_initial, with_architecture
-from cluster.report import read_metrics
-from cluster.trainer import train
 from crystalformer import Crystalformer
 from crystalformer.artifact import read_card
 from tests.benchmarks import fine_tuning
@@ -90,36 +88,10 @@ def test_no_model_is_named(tmp_path, capsys):
     assert f"init_from: {tmp_path} is not a model folder" in capsys.readouterr().err
 
 
-def test_sharded_runs_begin_alike_and_a_resumed_one_does_without_the_model(model, local_ray, elastic, tmp_path):
-    copy = tmp_path / "model"
-    shutil.copytree(model, copy)
-    common = {
-        "target": ["shear"],
-        "epochs": 1,
-        "batch_size": 128,
-        "init_from": str(copy),
-        "storage_path": str(tmp_path),
-        "data_dir": str(elastic.path.parent),
-        "dataset": "elastic_tensor_2015",
-        "device": "cpu",
-        "threads_per_worker": 1,
-    }
-    rows = {}
-    for name, scale in (("whole", {}), ("sharded", {"num_workers": 2, "zero_stage": 3})):
-        train(small_config(**common, **scale, run_name=name))
-        rows[name] = read_metrics(tmp_path / name)[0]
-    assert rows["sharded"]["train_loss"] == pytest.approx(rows["whole"]["train_loss"], rel=1e-3)
-    card = read_card(tmp_path / "whole" / "model")
-    assert card.provenance["init_from"] == str(copy)
-    assert load_yaml(tmp_path / "whole" / "config.yaml").run.init_from == str(copy)
-    shutil.rmtree(copy)
-    words = ["train", *as_words(common)]
-    assert main([*words, "--run_name", "whole", "--resume"]) == 0
-    assert main([*words, "--run_name", "other"]) == 2
-
-
 def test_fine_tuning_beats_fresh_weights_on_200_crystals(local_ray, elastic, tmp_path):
+    """With sharded weights; the run goes on without the model it began with once it has a checkpoint."""
     recipe = {"epochs": 12, "batch_size": 32, "lr": 2e-3, "device": "cpu", "threads_per_worker": 1}
+    words = as_words({**SMALL, **recipe, "num_workers": 2, "zero_stage": 3})
     args = argparse.Namespace(
         seeds=1,
         crystals=200,
@@ -127,7 +99,16 @@ def test_fine_tuning_beats_fresh_weights_on_200_crystals(local_ray, elastic, tmp
         data_dir=elastic.path.parent,
         storage_path=tmp_path,
         small=[],
-        words=as_words({**SMALL, **recipe}),
+        words=words,
     )
     found = fine_tuning.compare(args)
     assert found["fine-tuned"][0]["averaged"] < 0.95 * found["fresh weights"][0]["averaged"], found
+    config = load_yaml(tmp_path / "fine-tuned-1" / "config.yaml")
+    assert config.run.init_from == str(tmp_path / "bulk")
+    assert read_card(tmp_path / "fine-tuned-1" / "model").provenance["init_from"] == str(tmp_path / "bulk")
+    shutil.rmtree(tmp_path / "bulk")
+    same = ["train", *words, "--target", "shear", "--dataset", str(config.data.dataset), "--seed", "1"]
+    same += ["--init_from", str(tmp_path / "bulk"), "--data_dir", str(elastic.path.parent)]
+    same += ["--storage_path", str(tmp_path)]
+    assert main([*same, "--run_name", "fine-tuned-1", "--resume"]) == 0
+    assert main([*same, "--run_name", "other"]) == 2
