@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> None:
     from cluster.answers import check_output
     from cluster.predict import Ensemble, pick_device
 
+    if args.output is not None and "://" in args.output:
+        raise UserError(f"output must be a path, which all nodes see where there are several, got {args.output!r}")
     output = None if args.output is None else Path(args.output)
     if output is not None:
         check_output(output)

@@ -265,6 +265,7 @@ MISTAKES = [
     (["a,", "files"], "MODEL must be folders joined by commas"),
     (["a"], "required: INPUT"),
     (["a", "files", "--output", "x.txt"], "output must end in .csv, .jsonl, .parquet, got 'x.txt'"),
+    (["a", "files", "--output", "s3://b/x.csv"], "output must be a path"),
     (["a", "files", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
     (["a", "files", "--device", "tpu"], "invalid choice: 'tpu'"),
 ]
