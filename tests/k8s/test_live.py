@@ -180,8 +180,8 @@ def jobs(ray, prometheus, tmp_path_factory):
 
 def wait_until_under_way(jobs: Jobs) -> None:
     """Until the run has had an epoch."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not (jobs.place("/mnt/runs") / "shear-1/metrics.jsonl").exists():
+    deadline, rows = time.monotonic() + DEADLINE_SECONDS, jobs.place("/mnt/runs/shear-1/metrics.jsonl")
+    while not (rows.exists() and rows.read_text()):
         assert jobs.info("train-1")["status"] in ("PENDING", "RUNNING"), jobs.log("train-1")
         assert time.monotonic() < deadline, jobs.log("train-1")
         time.sleep(0.5)
