@@ -84,11 +84,14 @@ class Book:
         limit: int,
         refuse: Callable[[TrainConfig], str | None],
         ended: Callable[[TrialRecord], None],
+        *,
+        alone: bool = False,
     ) -> None:
         """``base``: the settings that are not varied, flat. ``limit``: trials of this search, in all.
 
         ``refuse`` gives the reason why a config that is right in itself shall not be run; ``ended`` hears of every
-        trial that has ended.
+        trial that has ended. ``alone``: no other search uses the study, so that a trial of nobody's is this search's,
+        killed in the moment between beginning it and signing it.
         """
         self._study, self._space, self._base = study, space, dict(base)
         self._search, self._limit, self._refuse, self._ended = search, limit, refuse, ended
@@ -96,7 +99,10 @@ class Book:
         self._trials: dict[int, Trial] = {}
         self._values: dict[int, list[float]] = {}
         self._started: dict[int, float] = {}
-        self._to_go_on = [t for t in self._own() if t.state is TrialState.RUNNING]
+        mine = (search, None) if alone else (search,)
+        everything = study.get_trials(deepcopy=False)
+        running = [t for t in everything if t.state is TrialState.RUNNING]
+        self._to_go_on = [t for t in running if t.user_attrs.get(SEARCH) in mine]
         self._taken = len([t for t in self._own() if t.state in ENDED])
         self.closed = False
         """Nothing is recorded any more: trials under way stay as they are, to be gone on with."""
@@ -143,6 +149,7 @@ class Book:
             trial = Trial(self._study, self._to_go_on.pop(0)._trial_id)
         else:
             trial = self._study.ask()
+        if trial.user_attrs.get(SEARCH) is None:
             trial.set_user_attr(SEARCH, self._search)
         # Values that the study has already stay; what a killed search had not yet drawn is drawn now.
         settings = self._space.settings(self._space.suggest(trial))

@@ -35,7 +35,7 @@ from tune.library import Library
 from tune.progress import SearchProgress
 from tune.report import write_best, write_report, write_trials
 from tune.space import SEARCHABLE
-from tune.study import Purpose, open_storage, open_study, reason_of, shown_url
+from tune.study import Purpose, is_own_file, open_storage, open_study, reason_of, shown_url
 from tune.worker import Trial, TrialSetup
 
 POLL_SECONDS = 0.25
@@ -172,7 +172,8 @@ def _run(plan: Search, dataset: PreparedDataset, study: Study, units: Mapping[st
         progress.ended(trial, trials)
 
     base = plan.config.to_flat() | {"swa_epochs": 0, "resume": False, "auto_resume": False}
-    book = Book(study, plan.space, base, plan.name, plan.options.num_trials, refuse, ended)
+    alone = is_own_file(plan.url, plan.folder)
+    book = Book(study, plan.space, base, plan.name, plan.options.num_trials, refuse, ended, alone=alone)
     if book.ended_trials >= plan.options.num_trials:
         return None
     with ray_session():

@@ -21,7 +21,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from cluster.errors import UserError
 from tune.config import SearchConfig
@@ -56,13 +56,20 @@ def open_storage(url: str) -> RDBStorage:
     """The database with Optuna's tables, made where they are not there. UserError where it cannot be opened."""
     shown = shown_url(url)
     try:
-        # A connection that a restarted server has dropped is opened anew.
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        try:
+            return _connect(url)
+        except IntegrityError:  # another search made the tables at the same moment
+            return _connect(url)
     except ImportError as error:
         reason = f"its driver is not installed ({_one_line(error, url)})"
     except (SQLAlchemyError, RuntimeError) as error:
         reason = reason_of(error, url)
     raise UserError(f"storage {shown} cannot be opened: {reason}")
+
+
+def _connect(url: str) -> RDBStorage:
+    """A connection that a restarted server has dropped is opened anew."""
+    return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
 
 
 def reason_of(error: Exception, url: str) -> str:

@@ -211,8 +211,10 @@ def test_a_process_that_dies_costs_its_trial_only(plan):
     made = plan("killed", {"num_trials": 2, "epochs": 300, "concurrent": 1, "trial_retries": 0, "max_radius": 12.0})
 
     def kill():
-        while not (trials := trials_of(made) if (made.folder / "study.db").exists() else []) or not trials[0].process:
-            time.sleep(0.2)
+        while not (made.folder / "trials" / "0000" / "metrics.jsonl").exists():
+            time.sleep(0.1)
+        while not (trials := trials_of(made))[0].process:
+            time.sleep(0.1)
         os.kill(int(trials[0].process.split()[1]), signal.SIGKILL)
 
     killer = threading.Thread(target=kill, daemon=True)

@@ -31,9 +31,9 @@ def url(tmp_path):
     return f"sqlite:///{tmp_path}/study.db"
 
 
-def make_book(study, limit, search="mine", space=SPACE, refuse=lambda _: None):
+def make_book(study, limit, search="mine", space=SPACE, refuse=lambda _: None, **others):
     told = []
-    return Book(study, space, BASE, search, limit, refuse, told.append), told
+    return Book(study, space, BASE, search, limit, refuse, told.append, **others), told
 
 
 def error_of(settings):
@@ -85,6 +85,16 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(tmp_path):
     assert [trial.settings for trial in trials] == whole
     assert all(trial.ended for trial in trials)
     assert again.next() is None
+
+
+def test_a_trial_whose_search_was_killed_before_signing_it_is_taken_up(url):
+    study = begin(url)
+    orphan = study.ask().number
+    shared, _ = make_book(study, 1, search="other")
+    assert shared.next().number != orphan  # it may be another search's, about to sign
+    book, _ = make_book(study, 2, alone=True)
+    assert [suggestion.number for suggestion in run(book)][0] == orphan
+    assert records(study, SPACE)[orphan].search == "mine"
 
 
 def test_random_numbers_do_not_depend_on_what_was_drawn_before():
