@@ -59,8 +59,10 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
-_LOUD = ("ray.tune.analysis.experiment_analysis", "ray.tune.execution.tune_controller", "ray.tune.tune")
-"""Loggers of Ray Tune that miss the files of the loggers turned off, and repeat failures that are recorded."""
+_LOUD = tuple(
+    f"ray.tune.{name}" for name in ("analysis.experiment_analysis", "execution.tune_controller", "tune", "utils.util")
+)
+"""Loggers of Ray Tune: they miss the files of loggers turned off, repeat recorded failures, and tell of slow steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
