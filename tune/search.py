@@ -62,7 +62,7 @@ _ENVIRONMENT = {
 _LOUD = tuple(
     f"ray.tune.{name}" for name in ("analysis.experiment_analysis", "execution.tune_controller", "tune", "utils.util")
 )
-"""Loggers of Ray Tune: they miss the files of loggers turned off, repeat recorded failures, and tell of slow steps."""
+"""Loggers of Ray Tune: they miss the files of loggers turned off, repeat recorded failures, tell of slow steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
