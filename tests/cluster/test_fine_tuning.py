@@ -88,6 +88,7 @@ def test_no_model_is_named(tmp_path, capsys):
     assert f"init_from: {tmp_path} is not a model folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_fine_tuning_beats_fresh_weights_on_200_crystals(local_ray, elastic, tmp_path):
     """With sharded weights; the run goes on without the model it began with once it has a checkpoint."""
     recipe = {"epochs": 12, "batch_size": 32, "lr": 2e-3, "device": "cpu", "threads_per_worker": 1}
