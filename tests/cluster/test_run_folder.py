@@ -6,6 +6,7 @@ import pytest
 
 from cluster.config import save_yaml
 from cluster.run_folder import CONFIG_FILE, open_run, settle_resume
+from cluster.storage import RunStore
 from tests.cluster.small import small_config
 
 
@@ -14,20 +15,27 @@ def config(tmp_path):
     return small_config(run_name="night/one", storage_path=str(tmp_path), auto_resume=True)
 
 
-def test_the_first_try_starts_the_run(config, tmp_path):
-    settled = settle_resume(config)
+@pytest.fixture
+def store(tmp_path):
+    return RunStore(str(tmp_path), "night/one")
+
+
+def test_the_first_try_starts_the_run(config, store, tmp_path):
+    settled = settle_resume(config, store)
     assert (settled.run.resume, settled.run.auto_resume) == (False, False)
-    assert open_run(settled) == tmp_path / "night" / "one"
+    open_run(settled, store)
+    assert store.folder == tmp_path / "night" / "one" and store.folder.is_dir()
 
 
-def test_a_repetition_resumes_it(config):
-    first = settle_resume(config)
-    save_yaml(open_run(first) / CONFIG_FILE, first)
-    again = settle_resume(config)
+def test_a_repetition_resumes_it(config, store):
+    first = settle_resume(config, store)
+    open_run(first, store)
+    save_yaml(store.folder / CONFIG_FILE, first)
+    again = settle_resume(config, store)
     assert again == replace(first, run=replace(first.run, resume=True))
-    open_run(again)
+    open_run(again, store)
 
 
-def test_without_it_nothing_changes(config):
+def test_without_it_nothing_changes(config, store):
     plain = replace(config, run=replace(config.run, auto_resume=False))
-    assert settle_resume(plain) is plain
+    assert settle_resume(plain, store) is plain

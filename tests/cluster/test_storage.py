@@ -56,9 +56,9 @@ def curve(folder) -> list[tuple[float, float]]:
 
 
 def test_a_run_in_a_bucket_is_stopped_and_goes_on(local_ray, s3, config, tmp_path, monkeypatch):
-    def launch_and_stop(*arguments):
+    def launch_and_stop(*arguments, **named):
         seen = []
-        return launch(*arguments, lambda rows: seen.extend(rows) or len(seen) < 1)
+        return launch(*arguments, lambda rows: seen.extend(rows) or len(seen) < 1, **named)
 
     whole = trainer.train(config("whole", str(tmp_path), num_workers=2))
     with monkeypatch.context() as patch:
