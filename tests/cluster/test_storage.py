@@ -40,7 +40,7 @@ def config(elastic):
     def make(name, storage_path=BUCKET, **settings):
         run = {"run_name": name, "storage_path": storage_path, "data_dir": str(elastic.path.parent)}
         run |= {"dataset": "elastic_tensor_2015", "device": "cpu", "threads_per_worker": 1, "num_layers": 1}
-        return small_config(**{"batch_size": 128, "epochs": 4, "checkpoint_every": 1, **run, **settings})
+        return small_config(**{"batch_size": 16, "epochs": 4, "checkpoint_every": 1, **run, **settings})
 
     return make
 
@@ -68,7 +68,7 @@ def test_a_run_in_a_bucket_is_stopped_and_goes_on(local_ray, s3, config, tmp_pat
     before = names(s3, "run")
     assert {"config.yaml", "metrics.jsonl"} <= before and "results.json" not in before
     assert any(name.endswith("/state.json") for name in before)
-    result = trainer.train(config("run", resume=True))
+    result = trainer.train(config("run", num_workers=2, resume=True))
     assert result.run_dir == f"{BUCKET}/run"
     assert result.test_mae == pytest.approx(whole.test_mae, rel=1e-4)
     with local_folder(f"{BUCKET}/run") as copy:
