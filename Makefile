@@ -51,8 +51,8 @@ submit: $(READY) ## ray job submit to RAY_API_SERVER_ADDRESS or that head: JOB="
 down: $(READY) ## stop what make dashboard started
 	@$(BIN)/python -m cluster.head down
 
-test: $(READY) ## the tests, two files at once: much of their time is waiting for processes to start
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(READY) ## the tests; more files at once on a larger machine: ARGS="-n 4 --dist loadfile"
+	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(READY) ## ruff
 	@$(BIN)/ruff check .
