@@ -178,6 +178,7 @@ class Recorder:
     ) -> None:
         """Go on after the epochs that are in metrics.jsonl already, where the run is resumed."""
         self._store, self._track = store, track
+        self._push_failed = False
         self.failure = ""
         """Why the run cannot go on, where a worker said so."""
         done = read_metrics(store.folder)[-1:] if config.run.resume else []
@@ -201,8 +202,18 @@ class Recorder:
         messages: list[Message] = ray.get(monitor.drain.remote())
         for message in messages:
             self._record(message)
-        self._store.push()
+        self.push()
         return [message["row"] for message in messages if message["kind"] == "row"]
+
+    def push(self) -> None:
+        """Send what is new to an object store. One that does not answer is told of once, and the run goes on."""
+        try:
+            self._store.push()
+            self._push_failed = False
+        except UserError as error:
+            if not self._push_failed:
+                self.note(f"warning: the run folder is behind, sending is tried again: {error}")
+            self._push_failed = True
 
     def note(self, text: str) -> None:
         """Show a line that stays."""

@@ -24,7 +24,24 @@ WIDE_TERMINAL = 115
 """Columns from which a bar's numbers carry their units and full names."""
 
 
-class Progress:
+class OptionalBar:
+    """A context manager around a bar, ``_bar``, that is there on a terminal only."""
+
+    _bar: RichProgress | None = None
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class Progress(OptionalBar):
     """Shows metrics rows as they come. Use as a context manager; epochs count from 1."""
 
     def __init__(
@@ -47,7 +64,6 @@ class Progress:
         self._clock = clock
         self._start = clock()
         self._last_line = self._start
-        self._bar: RichProgress | None = None
         self._wide = True
         if self._stream.isatty():
             console = Console(file=self._stream)
@@ -64,15 +80,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         self._start = self._last_line = self._clock()
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        return super().__enter__()
 
     def update(self, row: Mapping[str, Any]) -> None:
         """Show the metrics row of an epoch that has ended; numbers that are missing or None are passed over."""

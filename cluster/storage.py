@@ -79,6 +79,7 @@ class RunStore:
             for name in names:
                 if self.holds(name):
                     copy_files(f"{self._path}/{name}", str(self.folder / name), source_filesystem=self.filesystem)
+                    self._sent[name] = _state(self.folder / name)
 
     def push(self, *, now: bool = False) -> None:
         """Send the files that have changed; nothing where the last time was a moment ago, unless ``now``.
@@ -87,15 +88,15 @@ class RunStore:
         """
         if self.filesystem is None or not (now or time.monotonic() - self._last_push >= PUSH_SECONDS):
             return
-        with _explained(self.location):
-            for file in sorted(path for path in self.folder.rglob("*") if path.is_file()):
-                self._send(file)
-        self._last_push = time.monotonic()
+        try:
+            with _explained(self.location):
+                for file in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+                    self._send(file)
+        finally:
+            self._last_push = time.monotonic()
 
     def _send(self, file: Path) -> None:
-        name = file.relative_to(self.folder).as_posix()
-        status = file.stat()
-        state = (status.st_mtime_ns, status.st_size)
+        name, state = file.relative_to(self.folder).as_posix(), _state(file)
         if self._sent.get(name) != state:
             with self.filesystem.open_output_stream(f"{self._path}/{name}") as stream:
                 stream.write(file.read_bytes())
@@ -132,6 +133,12 @@ class RunStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def _state(file: Path) -> tuple[int, int]:
+    """What changes when the file does: time of the last change (ns) and size (bytes)."""
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size
+
+
 @contextmanager
 def local_folder(location: str) -> Iterator[Path]:
     """A folder given by path or URI, as a local one: itself, or a copy that lives as long as the context.
@@ -142,10 +149,11 @@ def local_folder(location: str) -> Iterator[Path]:
         yield Path(location)
         return
     filesystem, path = _open(location)
-    with tempfile.TemporaryDirectory(prefix="crystalformer-copy-") as copy, _explained(location):
-        if not filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
-            raise UserError(f"{location}: there is no such folder")
-        copy_files(path, copy, source_filesystem=filesystem)
+    with tempfile.TemporaryDirectory(prefix="crystalformer-copy-") as copy:
+        with _explained(location):
+            if not filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
+                raise UserError(f"{location}: there is no such folder")
+            copy_files(path, copy, source_filesystem=filesystem)
         yield Path(copy)
 
 

@@ -37,9 +37,9 @@ def train(config: TrainConfig) -> RunResult:
     """
     start = time.monotonic()
     store = RunStore(config.run.storage_path, str(config.run.run_name))
-    config = settle_resume(config, store)
-    open_run(config, store)
     try:
+        config = settle_resume(config, store)
+        open_run(config, store)
         return _train(config, store, start)
     except OSError as error:
         raise RunFailed(f"{error.filename or store.location}: {error.strerror or error}; see --resume") from error

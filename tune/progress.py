@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from types import TracebackType
-from typing import Self, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from cluster.progress import OptionalBar
 from cluster.report import with_unit
 from tune.book import TrialRecord, best
 from tune.folder import Search
@@ -29,7 +29,7 @@ def shown_value(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-class SearchProgress:
+class SearchProgress(OptionalBar):
     """Shows trials as they end. Use as a context manager."""
 
     def __init__(self, plan: Search, unit: str, stream: TextIO | None = None) -> None:
@@ -37,7 +37,6 @@ class SearchProgress:
         self._stream = stream if stream is not None else sys.stdout
         self._start = time.monotonic()
         self._done = 0
-        self._bar: RichProgress | None = None
         if self._stream.isatty():
             self._bar = RichProgress(
                 TextColumn("trials"),
@@ -48,17 +47,6 @@ class SearchProgress:
                 console=Console(file=self._stream),
             )
             self._task = self._bar.add_task("", total=plan.options.num_trials, text="starting")
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def begin(self, done: int, at_once: int) -> None:
         """The search begins, or goes on after ``done`` trials."""

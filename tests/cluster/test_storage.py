@@ -1,6 +1,7 @@
 """Runs kept in an object store, over its real protocol: what lies there, going on after a stop, what can go wrong."""
 
 import json
+import shutil
 
 import pyarrow.fs
 import pytest
@@ -9,7 +10,7 @@ import ray
 import cluster  # noqa: F401 - sets Ray's environment
 from cluster import trainer
 from cluster.errors import UserError
-from cluster.launch import launch
+from cluster.launch import Recorder, launch
 from cluster.report import read_metrics
 from cluster.storage import RunStore, local_folder
 from crystalformer import load_model
@@ -107,6 +108,37 @@ def test_the_local_copy_is_kept_where_it_cannot_be_sent(s3, capsys):
         store.close()
     assert (store.folder / "results.json").read_text() == "{}"
     assert str(store.folder) in capsys.readouterr().out
+
+
+def test_a_store_that_does_not_answer_in_mid_run_is_told_of_once(s3, config, capsys):
+    store = RunStore("s3://no-such-bucket/runs", "away")
+    with Recorder(store, config("away"), {}, lambda _: None) as recorder:
+        for _ in range(3):
+            store._last_push = -float("inf")  # a while ago
+            recorder.push()
+    assert capsys.readouterr().out.count("warning: the run folder is behind") == 1
+    shutil.rmtree(store.folder)
+
+
+def test_what_was_fetched_is_not_sent_back(s3):
+    first = RunStore(BUCKET, "fetched")
+    (first.folder / "config.yaml").write_text("old")
+    first.close()
+    second = RunStore(BUCKET, "fetched")
+    second.pull("config.yaml", "metrics.jsonl")
+    with s3.open_output_stream("bucket/runs/fetched/config.yaml") as stream:
+        stream.write(b"written by another run since")
+    second.close()
+    with local_folder(f"{BUCKET}/fetched") as copy:
+        assert (copy / "config.yaml").read_text() == "written by another run since"
+
+
+def test_an_error_in_the_use_of_a_copy_is_not_the_stores(s3):
+    store = RunStore(BUCKET, "copied")
+    (store.folder / "a").write_text("1")
+    store.close()
+    with pytest.raises(FileNotFoundError, match="elsewhere"), local_folder(f"{BUCKET}/copied"):
+        raise FileNotFoundError("elsewhere")
 
 
 @pytest.mark.parametrize(
