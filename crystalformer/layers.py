@@ -151,7 +151,9 @@ class PeriodicAttention(nn.Module):
         cutoff, backend = config.cutoff_sigmas, self.backend
         if domain != "reci":
             scale, lower = config.layer_scale_real(self.layer), config.gauss_lb_real
-            prepare(batch, like, scale=scale, rho_min=lower, cutoff_sigmas=cutoff, backend=backend)
+            prepare(
+                batch, like, scale=scale, rho_min=lower, radial=self.radial, cutoff_sigmas=cutoff, backend=backend
+            )
         if domain != "real":
             scale, lower = config.layer_scale_reci(self.layer), config.gauss_lb_reci
             prepare(batch, like, scale=scale, rho_min=lower, cutoff_sigmas=cutoff, domain="reci", backend=backend)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,9 +16,12 @@ from crystalformer.ops.radial import RadialBasis
 from crystalformer.ops.reciprocal import wave_plan
 
 Domain = Literal["real", "reci"]
-Backend = Literal["auto", "torch", "triton", "reference"]
+Backend = Literal["auto", "torch", "numba", "triton", "reference"]
 
 _log = logging.getLogger(__name__)
+_KERNELS = {"cpu": "numba", "cuda": "triton"}
+"""Compiled kernels by the type of device that they run on."""
+
 _announced: set[tuple[torch.device, str | None]] = set()
 
 
@@ -47,8 +50,8 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     q, k, v (N, H, D): projections of the packed atoms of ``batch``, q not yet divided by sqrt(D).
     rho (N, H): at least ``rho_min`` > 0. scale: Å. radial and weight (H or 1, D, K): the W b term, or None for none.
     cutoff_sigmas: an atom's sum ends at this many widths of its own widest Gaussian (reci: of the widest admitted).
-    backend: "reference" (the dense oracle), "torch", "triton" (real domain, GPU), or "auto": triton for tensors on a
-    GPU whose dtype and sizes it takes, else torch; the choice is logged.
+    backend: "reference" (the dense oracle), "torch", "numba" (real domain, CPU, all but float64), "triton" (real
+    domain, GPU), or "auto": numba on the CPU and triton on a GPU for what they take, else torch; the choice is logged.
     Returns (N, H, D). Raises ValueError for an unknown backend or domain, shapes that do not fit, or operands that
     the named backend does not take.
     """
@@ -58,16 +61,16 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     if domain == "reci":
         if weight is not None:
             raise ValueError("the reciprocal domain has no W b term: radial and weight must be None")
-        if backend == "triton":
-            raise ValueError("the triton backend has no reciprocal domain; auto uses it for the real one alone")
+        if backend in ("triton", "numba"):
+            raise ValueError(f"the {backend} backend has no reciprocal domain; auto uses it for the real one alone")
         return _reciprocal(q, k, v, rho, batch, scale, rho_min, cutoff_sigmas, backend)
-    if _chosen(backend, q, radial) == "triton":
-        from crystalformer.ops import triton as triton_backend
-
+    chosen = _chosen(backend, q, radial)
+    if chosen in ("triton", "numba"):
         shells = batch.shells(cutoff_sigmas * scale / math.sqrt(rho_min))
-        return triton_backend.attend(
+        y: Tensor = _kernels(chosen).attend(
             q, k, v, rho, shells, scale=scale, cutoff_sigmas=cutoff_sigmas, radial=radial, weight=weight
         )
+        return y
     if backend == "reference":
         return reference.attend_real(
             q,
@@ -91,24 +94,37 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
 def _chosen(backend: str, q: Tensor, radial: RadialBasis | None) -> str:
     """The backend for the real domain: "auto" is decided by where and what q (N, H, D) is."""
     if backend == "auto":
-        bases = 0 if radial is None else radial.count
-        usable = q.is_cuda and _triton_takes(q.device, q.dtype, int(q.shape[1]), int(q.shape[2]), bases)
-        return "triton" if usable else "torch"
-    if backend == "triton" and find_spec("triton") is None:
-        raise ValueError("triton backend: triton is not installed (it has wheels for Linux only)")
+        name = _KERNELS.get(q.device.type, "torch")
+        usable = name != "torch" and _takes(name, q, 0 if radial is None else radial.count)
+        return name if usable else "torch"
+    if backend in _KERNELS.values() and find_spec(backend) is None:
+        raise ValueError(f"{backend} backend: {_missing(backend)}")
     return backend
 
 
-def _triton_takes(device: torch.device, dtype: torch.dtype, heads: int, features: int, bases: int) -> bool:
-    """Whether "auto" is triton for these operands; logged once, with the reason where it is not."""
-    reason: str | None = "triton is not installed"
-    if find_spec("triton") is not None:
-        from crystalformer.ops.triton import refusal
+def _kernels(name: str) -> Any:  # noqa: ANN401 - a package with attend and refusal
+    """The package of compiled kernels of that name, imported when they are wanted."""
+    if name == "numba":
+        from crystalformer.ops import numba
 
-        reason = refusal(device, dtype, heads, features, bases)
-    if not torch.compiler.is_compiling() and (device, reason) not in _announced:
-        _announced.add((device, reason))
-        _log.info("attention on %s: %s", device, "triton" if reason is None else f"torch ({reason})")
+        return numba
+    from crystalformer.ops import triton
+
+    return triton
+
+
+def _missing(name: str) -> str:
+    return f"{name} is not installed" + (" (it has wheels for Linux only)" if name == "triton" else "")
+
+
+def _takes(name: str, q: Tensor, bases: int) -> bool:
+    """Whether "auto" is the kernels of that name for operands like q; logged once, with the reason where it is not."""
+    reason: str | None = _missing(name)
+    if find_spec(name) is not None:
+        reason = _kernels(name).refusal(q.device, q.dtype, int(q.shape[1]), int(q.shape[2]), bases)
+    if not torch.compiler.is_compiling() and (q.device, reason) not in _announced:
+        _announced.add((q.device, reason))
+        _log.info("attention on %s: %s", q.device, name if reason is None else f"torch ({reason})")
     return reason is None
 
 
@@ -138,20 +154,25 @@ def prepare(  # noqa: PLR0913 - what the operator's own arguments say about its 
     *,
     scale: float,
     rho_min: float,
+    radial: RadialBasis | None = None,
     cutoff_sigmas: float = 6.0,
     domain: Domain = "real",
     backend: str = "auto",
 ) -> None:
-    """Make what ``periodic_attention`` with these arguments keeps with the batch, for operands like ``like``.
+    """Make what ``periodic_attention`` with these arguments keeps with the batch.
 
-    The operator does so itself on first use; a compiled graph cannot.
+    like (H, D): of the operands' dtype and device. The operator does so itself on first use; a compiled graph cannot.
     """
     if backend == "reference":
         return
     if domain == "reci":
         reciprocal_plan(batch, cutoff_sigmas / (scale * math.sqrt(rho_min)), like)
+        return
+    radius, chosen = cutoff_sigmas * scale / math.sqrt(rho_min), _chosen(backend, like.unsqueeze(0), radial)
+    if chosen == "torch":
+        block_plan(batch, radius, like)
     else:
-        block_plan(batch, cutoff_sigmas * scale / math.sqrt(rho_min), like)
+        _kernels(chosen).plan(batch.shells(radius))
 
 
 def reciprocal_plan(batch: CrystalBatch, radius: float, like: Tensor) -> Tensor:
