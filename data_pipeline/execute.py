@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,12 @@ from data_pipeline.work import process_batch
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many rows are done, and how many there are."""
 
+_PARTS_A_TASK = 16
+"""Parts of a task at most, a few seconds of work: a core waits some 0.2 s for its next task, and a task tells of its
+parts when it ends."""
 
-def in_process(store: RawStore, progress: Progress) -> Iterator[pa.Table]:
+
+def in_process(store: RawStore, progress: Progress) -> Generator[pa.Table, None, None]:
     """The processed tables in order, one core."""
     done = 0
     for table in store.tables():
@@ -28,37 +32,73 @@ def in_process(store: RawStore, progress: Progress) -> Iterator[pa.Table]:
         progress("structures", done, store.num_rows)
 
 
-def with_ray(store: RawStore, progress: Progress) -> Iterator[pa.Table]:
+def with_ray(store: RawStore, progress: Progress) -> Generator[pa.Table, None, None]:
     """The processed tables in order, by Ray Data over staged parts.
 
-    Finished parts are kept beside the raw ones, so that a run that was stopped does only the rest.
+    Tasks read a part and write the finished one beside it, so that no row passes through this process before it is
+    finished, and a run that was stopped does only the rest when it is started again. All nodes must see the staging
+    folder. Tables are yielded while later ones are still worked on.
     """
-    missing = [i for i, part in enumerate(store.parts) if not _done(part).is_file()]
+    finished = [_done(part).is_file() for part in store.parts]
+    yielded, rows = 0, sum(n for n, there in zip(store.rows, finished, strict=True) if there)
+    missing = [i for i, there in enumerate(finished) if not there]
     if missing:
-        finished = store.num_rows - sum(store.rows[i] for i in missing)
-        with _ray():
-            for i, table in _regroup(_ray_batches([store.parts[i] for i in missing]), missing, store.rows):
-                write_atomically(table, _done(store.parts[i]))
-                finished += len(table)
-                progress("structures", finished, store.num_rows)
-    yield from (pq.read_table(_done(part)) for part in store.parts)
+        with _ray() as ray:
+            for part in _finished_parts(store, missing, int(ray.cluster_resources().get("CPU", 1))):
+                finished[part] = True
+                rows += store.rows[part]
+                progress("structures", rows, store.num_rows)
+                while yielded < len(finished) and finished[yielded]:
+                    yield _finished_table(store, yielded)
+                    yielded += 1
+    for part in range(yielded, len(finished)):
+        yield _finished_table(store, part)
 
 
 def _done(part: Path) -> Path:
     return part.with_name(part.name.replace("raw-", "done-"))
 
 
-def _ray_batches(parts: list[Path]) -> Iterable[pa.Table]:
-    """Processed blocks in the order of the parts, of whatever size Ray makes them."""
+def _finished_table(store: RawStore, part: int) -> pa.Table:
+    """A finished part. Raises RuntimeError where it is not the one it should be."""
+    table: pa.Table = pq.read_table(_done(store.parts[part]))
+    if len(table) != store.rows[part] or table.column("part").unique().to_pylist() != [part]:
+        raise RuntimeError(f"{_done(store.parts[part])}: not the {store.rows[part]} rows of part {part}")
+    return table
+
+
+def _finished_parts(store: RawStore, missing: Sequence[int], cores: int) -> Iterator[int]:
+    """Have Ray Data work on the parts ``missing``; their numbers as they are finished, in any order."""
     import ray.data
 
     quiet_ray_data()
-    data = ray.data.read_parquet([str(part.resolve()) for part in parts], override_num_blocks=len(parts))
-    data.context.execution_options.preserve_order = True
+    tasks = [
+        pa.table({"part": pa.array(parts, pa.int64()), "path": [str(store.parts[i].resolve()) for i in parts]})
+        for parts in dealt(missing, cores)
+    ]
+    data = ray.data.from_arrow(tasks)
     data.context.enable_progress_bars = False
-    work = data.map_batches(process_batch, batch_format="pyarrow", batch_size=None)
+    # One core a task: Ray then sets OMP_NUM_THREADS to 1 for it, and no task waits for another's threads.
+    work = data.map_batches(process_parts, batch_format="pyarrow", batch_size=None, num_cpus=1)
     blocks: Iterable[pa.Table] = work.iter_batches(batch_format="pyarrow", batch_size=None)
-    return blocks
+    for block in blocks:
+        yield from block.column("part").to_pylist()
+
+
+def dealt(parts: Sequence[int], cores: int) -> Iterator[Sequence[int]]:
+    """Cut parts into tasks, ever smaller ones: few in all, and yet all cores are done at about the same time."""
+    start = 0
+    while start < len(parts):
+        size = min(_PARTS_A_TASK, max(1, (len(parts) - start) // (2 * max(1, cores))))
+        yield parts[start : start + size]
+        start += size
+
+
+def process_parts(parts: pa.Table) -> pa.Table:
+    """Work on the raw tables at ``path``, write the finished ones beside them. Returns the column ``part``."""
+    for path in map(Path, parts.column("path").to_pylist()):
+        write_atomically(process_batch(pq.read_table(path)), _done(path))
+    return parts.select(["part"])
 
 
 def quiet_ray_data() -> None:
@@ -66,26 +106,6 @@ def quiet_ray_data() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)
-
-
-def _regroup(blocks: Iterable[pa.Table], order: list[int], rows: list[int]) -> Iterator[tuple[int, pa.Table]]:
-    """Cut a stream of blocks into the parts of ``order``. Raises RuntimeError if rows are lost or out of order."""
-    pending: list[pa.Table] = []
-    held = 0
-    waiting = iter(order)
-    part = next(waiting, None)
-    for block in (block for block in blocks if len(block)):
-        pending.append(block)
-        held += len(block)
-        while part is not None and held >= rows[part]:
-            table = pa.concat_tables(pending)
-            ready, rest = table.slice(0, rows[part]), table.slice(rows[part])
-            if ready.column("part").unique().to_pylist() != [part]:
-                raise RuntimeError(f"Ray Data returned the rows of part {part} out of order")
-            yield part, ready
-            pending, held, part = [rest], len(rest), next(waiting, None)
-    if part is not None or held:
-        raise RuntimeError(f"Ray Data returned other rows than it was given: stopped before part {part}")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -39,12 +39,11 @@ from data_pipeline.write import DatasetWriter
 
 Executor = Literal["auto", "process", "ray"]
 
-RAY_FROM_SECONDS = 30.0
-"""Estimated seconds of one core above which prepare uses Ray Data: about 200,000 rows of arrays or 15,000 CIF files.
+RAY_FROM_SECONDS = 25.0
+"""Estimated seconds of one core above which prepare uses Ray Data: about 170,000 rows of arrays or 16,000 CIF files.
 
-Measured on 2 cores that other programs used as well (bench data --synthetic N --executor ray): 60,000 rows of
-arrays took one process 11.7 s and Ray Data, started for it, 25.3 s; 300,000 took 87 s and 142 s while three programs
-waited for each core. Two cores do not repay Ray's start and its copies of the rows; more cores, or a cluster, do.
+Measured on 2 cores (bench data --rows "" --cif_rows N): Ray's start and end cost about 10 s, after which both cores
+work; 24,000 CIF texts took one process 38.6 s and Ray Data 30.6 s. More cores repay the start sooner.
 """
 
 
@@ -173,8 +172,9 @@ class _Job:
                 f"{self.info.ends}: the source holds other rows than the published ones"
             )
         out = self.data_dir / f".{self.info.name}.{self.fingerprint[:12]}.partial"
-        processed = with_ray(store, progress) if store.staged else in_process(store, progress)
-        description = self._write(out, processed, plan, index, strict=strict)
+        # Closed at once if writing fails, so that a Ray started for it ends too.
+        with closing(with_ray(store, progress) if store.staged else in_process(store, progress)) as processed:
+            description = self._write(out, processed, plan, index, strict=strict)
         (out / FILE_NAME).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -83,8 +84,8 @@ class RawStore:
 
 
 def write_atomically(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file under a temporary name, then rename it."""
-    partial = path.with_suffix(".partial")
+    """Write a Parquet file under a temporary name, which no other attempt at it shares, then rename it."""
+    partial = path.with_name(f"{path.stem}.{uuid4().hex}.partial")
     pq.write_table(table, partial, compression="zstd")
     partial.replace(path)
 

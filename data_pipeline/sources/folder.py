@@ -17,7 +17,7 @@ import pyarrow as pa
 from data_pipeline.errors import DataError
 from data_pipeline.fields import target_from_heading
 from data_pipeline.info import TargetInfo
-from data_pipeline.raw import Record, raw_tables
+from data_pipeline.raw import TEXTS_PER_TABLE, Record, raw_tables
 from data_pipeline.sources.base import TEXT_SECONDS
 from data_pipeline.validate import parse_target
 
@@ -64,7 +64,8 @@ class FolderSource:
 
     def tables(self) -> Iterator[pa.Table]:
         """The structures in the order of id_prop.csv."""
-        return raw_tables((self._record(i, row) for i, row in enumerate(self._rows)), self.targets)
+        records = (self._record(i, row) for i, row in enumerate(self._rows))
+        return raw_tables(records, self.targets, TEXTS_PER_TABLE)
 
     def _record(self, number: int, row: list[str]) -> Record:
         try:

@@ -19,7 +19,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.fields import TEXT_FIELDS, Place, choose_targets, to_record
 from data_pipeline.info import TargetInfo
 from data_pipeline.json_stream import iter_records
-from data_pipeline.raw import Record, raw_tables
+from data_pipeline.raw import ROWS_PER_TABLE, TEXTS_PER_TABLE, Record, raw_tables
 from data_pipeline.sources.base import ARRAY_SECONDS, TEXT_SECONDS, file_digest
 from data_pipeline.unpickle import read_pickle
 
@@ -42,6 +42,7 @@ class RecordSource:
         self.targets: tuple[TargetInfo, ...] = choose_targets(sample, wanted, first.name)
         as_text = any(fields.get(name) for fields in sample[:1] for name in TEXT_FIELDS)
         self.seconds_per_row = TEXT_SECONDS if as_text else ARRAY_SECONDS
+        self._rows_per_table = TEXTS_PER_TABLE if as_text else ROWS_PER_TABLE
 
     def fingerprint(self) -> str:
         """Digest of the files."""
@@ -50,7 +51,7 @@ class RecordSource:
 
     def tables(self) -> Iterator[pa.Table]:
         """The records in the order of the files."""
-        return raw_tables(self._records(), self.targets)
+        return raw_tables(self._records(), self.targets, self._rows_per_table)
 
     def _records(self) -> Iterator[Record]:
         for path, split in self.files.items():

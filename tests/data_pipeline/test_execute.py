@@ -1,36 +1,53 @@
-"""Rows that come back from Ray Data are put into the parts they belong to, or it is an error."""
+"""How raw tables are dealt to tasks, and that finished ones are those they should be."""
 
-import pyarrow as pa
 import pytest
 
-from data_pipeline.execute import _regroup, in_process
+from data_pipeline.execute import _finished_table, dealt, in_process, process_parts
 from data_pipeline.raw import ROWS_PER_TABLE
 from data_pipeline.store import RawStore
 from tests.data_pipeline.test_prepare import ListSource, records
 
 
-def block(*parts):
-    return pa.table({"part": pa.array(parts, pa.int32()), "x": pa.array(range(len(parts)), pa.int64())})
+@pytest.mark.parametrize(("parts", "cores"), [(0, 2), (1, 1), (9, 2), (94, 2), (94, 64), (1000, 4), (5, 0)])
+def test_every_part_is_dealt_once_and_the_last_tasks_are_small(parts, cores):
+    tasks = list(dealt(range(parts), cores))
+    assert [part for task in tasks for part in task] == list(range(parts))
+    sizes = [len(task) for task in tasks]
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(size <= 16 for size in sizes) and sizes[-max(1, cores) :] == [1] * min(max(1, cores), parts)
 
 
-def test_blocks_of_any_size_become_parts():
-    rows = [3, 2, 4]
-    blocks = [block(0, 0), block(0, 2, 2), pa.table({}), block(2), block(2)]
-    found = {part: table["part"].to_pylist() for part, table in _regroup(blocks, [0, 2], rows)}
-    assert found == {0: [0, 0, 0], 2: [2, 2, 2, 2]}
+def staged(folder):
+    store = RawStore(folder)
+    store.fill(ListSource(records(16)), stage_from=1)
+    return store
 
 
-@pytest.mark.parametrize(
-    ("blocks", "message"),
-    [
-        ([block(1, 1), block(0, 0)], "part 0 out of order"),
-        ([block(0, 0), block(1)], "other rows than it was given"),
-        ([block(0, 0), block(1, 1, 1)], "other rows than it was given"),
-    ],
-)
-def test_lost_or_shuffled_rows_are_an_error(blocks, message):
-    with pytest.raises(RuntimeError, match=message):
-        list(_regroup(blocks, [0, 1], [2, 2]))
+def test_a_finished_part_that_is_another_is_an_error(tmp_path):
+    import pyarrow as pa
+
+    store = staged(tmp_path / "s")
+    assert process_parts(pa.table({"part": [1], "path": [str(store.parts[1])]}))["part"].to_pylist() == [1]
+    (tmp_path / "s" / "done-00001.parquet").rename(tmp_path / "s" / "done-00000.parquet")
+    with pytest.raises(RuntimeError, match="not the 7 rows of part 0"):
+        _finished_table(store, 0)
+
+
+def test_a_part_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    import pyarrow as pa
+
+    from data_pipeline import store as module
+
+    store = staged(tmp_path / "s")
+
+    def breaks(table, where, **_):
+        where.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(module.pq, "write_table", breaks)
+    with pytest.raises(OSError, match="disk full"):
+        process_parts(pa.table({"part": [0], "path": [str(store.parts[0])]}))
+    assert not list((tmp_path / "s").glob("done-*.parquet"))
 
 
 def test_in_this_process_reports_progress(tmp_path):

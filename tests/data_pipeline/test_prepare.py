@@ -5,7 +5,6 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -236,32 +235,33 @@ def test_null_targets_are_kept_and_not_in_the_statistics(tmp_path):
     assert math.isfinite(done.statistics["hardness"].mean)
 
 
-def test_ray_data_and_restart_give_the_same_bytes(tmp_path, monkeypatch):
+def test_ray_data_and_restart_give_the_same_bytes(tmp_path):
     """Through Ray Data, stopped half-way and resumed, the files are those of a single process."""
-    from data_pipeline import execute
-
-    made = records(60, r3={"crystal": caesium_chloride(z=104)})
+    made = records(60, r3={"crystal": caesium_chloride(z=104)}, r9={"crystal": None, "kind": "cif", "text": "x"})
     plain = prepare_from(ListSource(made), INFO, tmp_path / "a", executor="process")
-    original = execute.write_atomically
-    written = []
+    finished = {}
 
-    def stop_after_four(table: pa.Table, path):
-        if len(written) == 4:
-            raise KeyboardInterrupt
-        written.append(path.name)
-        original(table, path)
+    def identities():
+        return {file.name: file.stat().st_ino for file in (tmp_path / "b").glob(".mine.*.staging/done-*.parquet")}
+
+    def stop(*_):
+        raise KeyboardInterrupt
 
     source = ListSource(made)
-    monkeypatch.setattr(execute, "write_atomically", stop_after_four)
     with pytest.raises(KeyboardInterrupt):
-        prepare_from(source, INFO, tmp_path / "b", executor="ray")
-    assert len(written) == 4
-    monkeypatch.setattr(execute, "write_atomically", lambda t, p: (written.append(p.name), original(t, p)))
+        prepare_from(source, INFO, tmp_path / "b", executor="ray", progress=stop)
+    before = identities()
+    assert before
     seen = []
-    done = prepare_from(source, INFO, tmp_path / "b", executor="ray", progress=lambda *call: seen.append(call))
-    assert written == [f"done-{i:05d}.parquet" for i in range(9)]
+
+    def watch(*call):
+        seen.append(call)
+        finished.update(identities())
+
+    done = prepare_from(source, INFO, tmp_path / "b", executor="ray", progress=watch)
+    assert finished.items() >= before.items() and len(finished) == 9
     assert source.reads == 1
-    assert seen[-1] == ("structures", 60, 60)
+    assert seen[0][1] > 7 * (len(before) - 1) and seen[-1] == ("structures", 60, 60)
     assert files(done.path) == files(plain.path)
 
 
