@@ -1,8 +1,10 @@
 """Data: rows D1, D2, D3 and S3 of the design's targets, and tables of any length.
 
-    crystalformer bench data [--rows D1,D2,D3,S3] [--sample 400] [--readers 8] [--synthetic N] [--executor auto]
+    crystalformer bench data [--rows D1,D2,D3,S3] [--sample 400] [--cif_rows N] [--readers 8]
+                             [--synthetic N] [--executor auto]
 
-D1  structures a second and core, from arrays to a table of primitive cells, against pymatgen's SpacegroupAnalyzer
+D1  structures a second and core, from arrays to a table of primitive cells, against pymatgen's SpacegroupAnalyzer;
+    with --cif_rows also N CIF texts of a CSV file, by one process and by Ray Data: seconds, cores busy (cif_texts.py)
 D2  structures a second made into batches as training does: structures gathered, lists packed, collated; by the clock
     and by the thread's CPU time, beside one training step on the same crystals and the copying that cannot be avoided
 D3  memory of all processes together with N readers of one table, against that with one; bytes a structure
@@ -36,7 +38,7 @@ from data_pipeline.prepare import prepare_dataset
 from data_pipeline.raw import from_structures
 from data_pipeline.sources.embedded import FOLDER
 from data_pipeline.work import process_batch
-from tests.benchmarks import synthetic, table_memory
+from tests.benchmarks import cif_texts, synthetic, table_memory
 from tests.benchmarks.bench_step import training_step
 from tests.benchmarks.measure import Row, environment, report, timing
 
@@ -157,6 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="crystalformer bench data", description="Data: speed, memory, balance")
     parser.add_argument("--rows", default="D1,D2,D3,S3", help="which of D1, D2, D3, S3; may be empty")
     parser.add_argument("--sample", type=int, default=400, help="structures of each set for D1")
+    parser.add_argument(
+        "--cif_rows", type=int, default=0, metavar="N", help="CIF texts prepared by one process and Ray"
+    )
     parser.add_argument("--readers", type=int, default=8, help="processes that read the table of D3")
     parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="structures of a made-up table")
     parser.add_argument("--radius", type=float, default=synthetic.RADIUS, help="of its neighbour lists, Å")
@@ -171,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         found += imbalance(feed) if "S3" in wanted and feed is not None else []
         found += table_memory.measure(Path(folder), options.readers) if "D3" in wanted else []
         found += batches(feed) if "D2" in wanted and feed is not None else []
+    found += cif_texts.measure(options.cif_rows) if options.cif_rows else []
     found += synthetic.measure(options.synthetic, options.executor, options.radius) if options.synthetic else []
     result = report(found, setting)
     if options.json is not None:
