@@ -195,6 +195,6 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
         """(N, model_dim) from x (N, model_dim)."""
         x = x + self.attention(x, batch)
-        hidden = self.linear2(functional.relu(self.linear1(x)))
+        hidden = self.linear2(functional.relu(self.linear1(x), inplace=True))
         result: Tensor = x + hidden
         return result

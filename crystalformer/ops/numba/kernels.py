@@ -13,15 +13,16 @@ however the atoms are dealt to threads.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from crystalformer.ops.numba.pairs import FloatArray, Int32Array, IntArray
+from crystalformer.ops.numba.pairs import FloatArray, Floats, Int32Array, IntArray
 from crystalformer.ops.numba.simd import (
     LANES,
     add,
+    broadcast,
     compiled,
     div,
     exp,
@@ -35,7 +36,6 @@ from crystalformer.ops.numba.simd import (
     sub,
 )
 
-Floats = npt.NDArray[np.float32]
 F = np.float32
 _ZERO, _HALF, _ONE = F(0.0), F(0.5), F(1.0)
 _LEAST = F(-1e30)
@@ -46,7 +46,8 @@ class Rows(NamedTuple):
 
     ptr: IntArray
     distance: FloatArray
-    count: IntArray
+    farness: Floats
+    count: Floats
     pair: Int32Array
     pair_ptr: IntArray
     key: Int32Array
@@ -55,8 +56,35 @@ class Rows(NamedTuple):
     offset: IntArray
 
 
+class Features(NamedTuple):
+    """Radial features kept for all layers: b (S, window), begin (S,) as ``_radial`` gives; made (N,): of how many shells.
+
+    Where they are not kept, for an atom at a time and without ``made``.
+    """
+
+    b: Floats
+    begin: Int32Array
+    made: IntArray
+
+
+class Kept(NamedTuple):
+    """What the forward keeps for the backward, in the shapes above."""
+
+    q: Floats
+    k: Floats
+    v: Floats
+    c: Floats
+    weight: Floats
+    y: Floats
+    lse: Floats
+    sums: Floats
+
+
 class Sizes(NamedTuple):
-    """G, N, D and K; window: a multiple of 8, 0 without radial bases; spacing and width of the Gaussians, Å."""
+    """G, N, D and K; window: a multiple of 8, 0 without radial bases; spacing and width of the Gaussians, Å.
+
+    scale: of q k, 1/sqrt(D).
+    """
 
     groups: int
     atoms: int
@@ -65,17 +93,23 @@ class Sizes(NamedTuple):
     window: int
     spacing: float
     width: float
+    scale: np.float32
 
 
 @compiled
 def reach(
-    ptr: IntArray, distance: FloatArray, pair_ptr: IntArray, nearest: Int32Array, radius: Floats, used: IntArray,
-    offset: IntArray,
+    ptr: IntArray, distance: FloatArray, pair_ptr: IntArray, nearest: Int32Array, c: Floats, heads: int,
+    cutoff_sigmas: float, used: IntArray, offset: IntArray,
 ) -> None:  # fmt: skip
-    """Fill used and offset of Rows: every atom i stops at its radius[i], Å."""
+    """Fill used and offset of Rows: every atom stops at so many widths of its own widest Gaussian."""
     offset[0] = 0
-    for i in range(len(radius)):
-        used[i] = np.searchsorted(distance[ptr[i] : ptr[i + 1]], radius[i], side="right")
+    atoms = len(used)
+    for i in range(atoms):
+        widest = c[i * LANES]
+        for head in range(1, heads):
+            widest = min(widest, c[(head // LANES * atoms + i) * LANES + head % LANES])
+        radius = cutoff_sigmas / math.sqrt(2.0 * widest)
+        used[i] = np.searchsorted(distance[ptr[i] : ptr[i + 1]], radius, side="right")
         offset[i + 1] = offset[i] + np.searchsorted(nearest[pair_ptr[i] : pair_ptr[i + 1]], used[i], side="left")
 
 
@@ -89,22 +123,41 @@ def _most(rows: Rows, first: int, last: int) -> tuple[int, int]:
 
 
 @compiled
-def _radial(rows: Rows, sizes: Sizes, i: int, used: int, b: Floats, begin: IntArray) -> None:
-    """b (used, window): the Gaussians ``begin`` (used,) and following at the distances of atom i's shells."""
+def _radial(rows: Rows, sizes: Sizes, i: int, first: int, last: int, b: Floats, begin: Int32Array, at: int) -> None:
+    """b: Gaussians ``begin`` and following at the distances of atom i's shells first..last-1, from row ``at`` + first.
+
+    ``begin`` is a multiple of eight and grows with the distance.
+    """
     window, spacing = sizes.window, sizes.spacing
     step = mul(ramp(), splat(F(-spacing / sizes.width)))
-    for t in range(used):
+    for t in range(first, last):
         distance = rows.distance[rows.ptr[i] + t]
-        base = min(max(int(distance / spacing - 0.5 * (window + 1)), 0), sizes.bases - window)
-        begin[t] = base
+        base = int(distance / spacing - 0.5 * (window - LANES + 1)) // LANES * LANES
+        base = min(max(base, 0), sizes.bases - window)
+        begin[at + t] = base
         for x in range(0, window, LANES):
             offset = add(step, splat(F((distance - (base + x + 1) * spacing) / sizes.width)))
-            store(b, t * window + x, exp(mul(mul(offset, offset), splat(-_HALF))))
+            store(b, (at + t) * window + x, exp(mul(mul(offset, offset), splat(-_HALF))))
 
 
 @compiled
-def _scores(a: Floats, at: int, b: Floats, keys: Int32Array, pairs: int, base: int, features: int, out: Floats) -> None:
-    """out (pairs, 8): products of the row of ``a`` at ``at`` with those of ``b`` that ``keys`` name, from row ``base``."""
+def _features(rows: Rows, sizes: Sizes, radial: Features, i: int) -> tuple[int, int]:
+    """See to the features of the shells that atom i uses: the row of the first, and the bases above which all are 0."""
+    if sizes.window == 0:
+        return 0, 0
+    at, made, used = 0, 0, rows.used[i]
+    if len(radial.made):
+        at, made = rows.ptr[i], radial.made[i]
+    if made < used:
+        _radial(rows, sizes, i, made, used, radial.b, radial.begin, at)
+        if len(radial.made):
+            radial.made[i] = used
+    return at, radial.begin[at + used - 1] + sizes.window
+
+
+@compiled
+def _scores(a: Floats, at: int, b: Floats, keys: Int32Array, pairs: int, base: int, features: int, scale: np.float32, out: Floats) -> None:
+    """out (pairs, 8): scale times the products of the row of ``a`` at ``at`` with rows base + keys of ``b``."""
     for pair in range(pairs):
         row = (base + keys[pair]) * features * LANES
         even, odd = splat(_ZERO), splat(_ZERO)
@@ -114,7 +167,7 @@ def _scores(a: Floats, at: int, b: Floats, keys: Int32Array, pairs: int, base: i
         if features % 2:
             d = (features - 1) * LANES
             even = fma(load(a, at + d), load(b, row + d), even)
-        store(out, pair * LANES, add(even, odd))
+        store(out, pair * LANES, mul(add(even, odd), splat(scale)))
 
 
 @compiled
@@ -125,142 +178,164 @@ def _clear(out: Floats, at: int, rows: int) -> None:
 
 
 @compiled
-def _gather(factor: Floats, at: int, rows: Floats, keys: Int32Array, pairs: int, base: int, features: int, out: Floats, to: int) -> None:  # noqa: E501
-    """Add to the row of ``out`` at ``to``: rows of ``rows`` that ``keys`` name, each times its factor."""
+def _gather(factor: Floats, at: int, rows: Floats, keys: Int32Array, pairs: int, base: int, features: int, scale: np.float32, out: Floats, to: int) -> None:  # noqa: E501
+    """Add to the row of ``out`` at ``to``: rows base + keys of ``rows``, each times its factor and scale."""
     for pair in range(pairs):
-        f = load(factor, at + pair * LANES)
+        f = mul(load(factor, at + pair * LANES), splat(scale))
         row = (base + keys[pair]) * features * LANES
         for d in range(0, features * LANES, LANES):
             store(out, to + d, fma(f, load(rows, row + d), load(out, to + d)))
 
 
 @compiled
-def forward(
-    rows: Rows, sizes: Sizes, first: int, last: int, q: Floats, k: Floats, v: Floats, c: Floats, weight: Floats,
-    y: Floats, lse: Floats, sums: Floats,
-) -> None:  # fmt: skip
-    """Fill y, its log-sum-exp and the weighted radial features of atoms first..last-1; q is scaled by 1/sqrt(D)."""
-    window, features, bases = sizes.window, sizes.features, sizes.bases
+def forward(rows: Rows, sizes: Sizes, radial: Features, first: int, last: int, kept: Kept) -> None:
+    """Fill y, its log-sum-exp and the weighted radial features of atoms first..last-1."""
+    window, features = sizes.window, sizes.features
     most, most_pairs = _most(rows, first, last)
-    b, begin = np.empty(most * window, F), np.empty(most, np.int64)
     score, p_pair = np.empty(most_pairs * LANES, F), np.empty(most_pairs * LANES, F)
+    p_row = np.empty(most * LANES, F)
     for i in range(first, last):
         used, pairs = rows.used[i], rows.offset[i + 1] - rows.offset[i]
         start, keys = rows.ptr[i], rows.key[rows.pair_ptr[i] : rows.pair_ptr[i] + pairs]
-        if window:
-            _radial(rows, sizes, i, used, b, begin)
+        at, bases = _features(rows, sizes, radial, i)
         for group in range(sizes.groups):
             atom = group * sizes.atoms + i
-            row, radial = atom * features * LANES, atom * bases * LANES
-            precision = load(c, atom * LANES)
-            _scores(q, row, k, keys, pairs, group * sizes.atoms, features, score)
+            row, sums = atom * features * LANES, atom * sizes.bases * LANES
+            precision = load(kept.c, atom * LANES)
+            _scores(kept.q, row, kept.k, keys, pairs, group * sizes.atoms, features, sizes.scale, score)
             shift = splat(_LEAST)
             for pair in range(pairs):
-                distance = rows.distance[start + rows.nearest[rows.pair_ptr[i] + pair]]
-                exponent = fma(precision, splat(F(-distance * distance)), load(score, pair * LANES))
+                farness = broadcast(rows.farness, start + rows.nearest[rows.pair_ptr[i] + pair])
+                exponent = fma(precision, farness, load(score, pair * LANES))
                 shift = larger(exponent, shift)
             _clear(p_pair, 0, pairs)
-            _clear(sums, radial, bases)
+            _clear(kept.sums, sums + bases * LANES, sizes.bases - bases)
             total = splat(_ZERO)
             for t in range(used):
-                distance, pair = rows.distance[start + t], rows.pair[start + t] * LANES
-                exponent = sub(fma(precision, splat(F(-distance * distance)), load(score, pair)), shift)
-                p = mul(exp(exponent), splat(F(rows.count[start + t])))
+                pair = rows.pair[start + t] * LANES
+                exponent = sub(fma(precision, broadcast(rows.farness, start + t), load(score, pair)), shift)
+                p = mul(exp(exponent), broadcast(rows.count, start + t))
                 total = add(total, p)
                 store(p_pair, pair, add(load(p_pair, pair), p))
-                if window:
-                    _add_features(b, t * window, window, p, sums, radial + begin[t] * LANES)
-            _clear(y, row, features)
-            _gather(p_pair, 0, v, keys, pairs, group * sizes.atoms, features, y, row)
-            _project(sums, radial, weight, group, sizes, y, row)
-            _finish(total, shift, sums, radial, bases, y, row, features, lse, atom * LANES)
+                store(p_row, t * LANES, p)
+            if window:
+                _sum_features(radial, at, used, window, p_row, kept.sums, sums, bases)
+            _clear(kept.y, row, features)
+            _gather(p_pair, 0, kept.v, keys, pairs, group * sizes.atoms, features, _ONE, kept.y, row)
+            _project(kept.sums, sums, bases, kept.weight, group, sizes, kept.y, row)
+            _finish(total, shift, kept, sums, bases, row, features, atom * LANES)
 
 
 @compiled
-def _add_features(b: Floats, at: int, window: int, p: Floats, sums: Floats, to: int) -> None:
-    """Add p times each of ``window`` features to the sums at ``to``."""
-    for x in range(0, window, 4):
+def _sum_features(
+    radial: Features, at: int, used: int, window: int, p_row: Floats, sums: Floats, to: int, bases: int
+) -> None:
+    """The first ``bases`` sums: each is over the shells in whose window it is, a run of them as they are sorted."""
+    first, last = 0, 0
+    for x in range(0, bases, LANES):
+        while first < used and radial.begin[at + first] + window <= x:
+            first += 1
+        while last < used and radial.begin[at + last] <= x:
+            last += 1
+        s0, s1, s2, s3 = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
+        s4, s5, s6, s7 = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
+        for t in range(first, last):
+            p, f = load(p_row, t * LANES), (at + t) * window + x - radial.begin[at + t]
+            s0, s1 = fma(broadcast(radial.b, f), p, s0), fma(broadcast(radial.b, f + 1), p, s1)
+            s2, s3 = fma(broadcast(radial.b, f + 2), p, s2), fma(broadcast(radial.b, f + 3), p, s3)
+            s4, s5 = fma(broadcast(radial.b, f + 4), p, s4), fma(broadcast(radial.b, f + 5), p, s5)
+            s6, s7 = fma(broadcast(radial.b, f + 6), p, s6), fma(broadcast(radial.b, f + 7), p, s7)
         s = to + x * LANES
-        store(sums, s, fma(splat(b[at + x]), p, load(sums, s)))
-        store(sums, s + 8, fma(splat(b[at + x + 1]), p, load(sums, s + 8)))
-        store(sums, s + 16, fma(splat(b[at + x + 2]), p, load(sums, s + 16)))
-        store(sums, s + 24, fma(splat(b[at + x + 3]), p, load(sums, s + 24)))
+        store(sums, s, s0)
+        store(sums, s + 8, s1)
+        store(sums, s + 16, s2)
+        store(sums, s + 24, s3)
+        store(sums, s + 32, s4)
+        store(sums, s + 40, s5)
+        store(sums, s + 48, s6)
+        store(sums, s + 56, s7)
 
 
 @compiled
-def _project(sums: Floats, radial: int, weight: Floats, group: int, sizes: Sizes, y: Floats, row: int) -> None:
-    """Add W times the radial sums to the row of y."""
-    features = sizes.features * LANES
-    for x in range(sizes.bases):
-        s = load(sums, radial + x * LANES)
-        w = (group * sizes.bases + x) * features
-        for d in range(0, features, LANES):
-            store(y, row + d, fma(s, load(weight, w + d), load(y, row + d)))
+def _project(
+    sums: Floats, radial: int, bases: int, weight: Floats, group: int, sizes: Sizes, y: Floats, row: int
+) -> None:
+    """Add W times the first ``bases`` radial sums to the row of y."""
+    features, start = sizes.features * LANES, group * sizes.bases * sizes.features * LANES
+    whole = sizes.features // 4 * 4 * LANES
+    for d in range(0, whole, 4 * LANES):
+        y0, y1, y2, y3 = load(y, row + d), load(y, row + d + 8), load(y, row + d + 16), load(y, row + d + 24)
+        for x in range(bases):
+            s, w = load(sums, radial + x * LANES), start + x * features + d
+            y0, y1 = fma(s, load(weight, w), y0), fma(s, load(weight, w + 8), y1)
+            y2, y3 = fma(s, load(weight, w + 16), y2), fma(s, load(weight, w + 24), y3)
+        store(y, row + d, y0)
+        store(y, row + d + 8, y1)
+        store(y, row + d + 16, y2)
+        store(y, row + d + 24, y3)
+    for d in range(whole, features, LANES):
+        for x in range(bases):
+            w = load(weight, start + x * features + d)
+            store(y, row + d, fma(load(sums, radial + x * LANES), w, load(y, row + d)))
 
 
 @compiled
 def _finish(
-    total: Floats, shift: Floats, sums: Floats, radial: int, bases: int, y: Floats, row: int, features: int,
-    lse: Floats, at: int,
-) -> None:  # fmt: skip
-    """Divide by the softmax's total, and write the log-sum-exp."""
+    total: Floats, shift: Floats, kept: Kept, sums: int, bases: int, row: int, features: int, at: int
+) -> None:
+    """Divide y and the radial sums by the softmax's total, and write the log-sum-exp."""
     one = div(splat(_ONE), total)
-    for x in range(radial, radial + bases * LANES, LANES):
-        store(sums, x, mul(load(sums, x), one))
+    for x in range(sums, sums + bases * LANES, LANES):
+        store(kept.sums, x, mul(load(kept.sums, x), one))
     for x in range(row, row + features * LANES, LANES):
-        store(y, x, mul(load(y, x), one))
-    store(lse, at, total)
+        store(kept.y, x, mul(load(kept.y, x), one))
+    store(kept.lse, at, total)
     for lane in range(at, at + LANES):
-        lse[lane] = np.log(lse[lane])
-    store(lse, at, add(load(lse, at), shift))
+        kept.lse[lane] = np.log(kept.lse[lane])
+    store(kept.lse, at, add(load(kept.lse, at), shift))
 
 
 @compiled
 def backward_queries(
-    rows: Rows, sizes: Sizes, first: int, last: int, q: Floats, k: Floats, v: Floats, c: Floats, weight: Floats,
-    y: Floats, lse: Floats, sums: Floats, dy: Floats, dq: Floats, dc: Floats, dweight: Floats, p_pair: Floats,
-    ds_pair: Floats, part: int,
+    rows: Rows, sizes: Sizes, radial: Features, first: int, last: int, kept: Kept, dy: Floats, dq: Floats,
+    dc: Floats, p_pair: Floats, ds_pair: Floats,
 ) -> None:  # fmt: skip
-    """Fill dq and dc of atoms first..last-1, and their pairs' softmax weights and score gradients.
-
-    dweight (parts, G, K, D, 8) holds zeros; every ``part`` atoms have one of its parts to themselves.
-    """
-    window, features, bases = sizes.window, sizes.features, sizes.bases
+    """Fill dq and dc of atoms first..last-1, and their pairs' softmax weights and score gradients."""
+    window, features = sizes.window, sizes.features
     most, most_pairs = _most(rows, first, last)
-    b, begin = np.empty(most * window, F), np.empty(most, np.int64)
     score, dp_pair = np.empty(most_pairs * LANES, F), np.empty(most_pairs * LANES, F)
-    dsums = np.empty(bases * LANES, F)
+    dp_row = np.empty(most * LANES, F)
+    dsums = np.empty(sizes.bases * LANES, F)
     for i in range(first, last):
         used, pairs = rows.used[i], rows.offset[i + 1] - rows.offset[i]
         start, keys = rows.ptr[i], rows.key[rows.pair_ptr[i] : rows.pair_ptr[i] + pairs]
-        if window:
-            _radial(rows, sizes, i, used, b, begin)
+        at, bases = _features(rows, sizes, radial, i)
         for group in range(sizes.groups):
             atom, base = group * sizes.atoms + i, (group * rows.offset[-1] + rows.offset[i]) * LANES
             row = atom * features * LANES
-            precision = load(c, atom * LANES)
-            _scores(q, row, k, keys, pairs, group * sizes.atoms, features, score)
-            _scores(dy, row, v, keys, pairs, group * sizes.atoms, features, dp_pair)
-            _center(score, dp_pair, pairs, load(lse, atom * LANES), dy, y, row, features)
-            own = (i // part) * sizes.groups
-            _project_back(dy, row, weight, sums, atom * bases * LANES, group, own, sizes, dsums, dweight)
+            precision = load(kept.c, atom * LANES)
+            _scores(kept.q, row, kept.k, keys, pairs, group * sizes.atoms, features, sizes.scale, score)
+            _scores(dy, row, kept.v, keys, pairs, group * sizes.atoms, features, _ONE, dp_pair)
+            _center(score, dp_pair, pairs, load(kept.lse, atom * LANES), dy, kept.y, row, features)
+            _project_back(dy, row, kept.weight, bases, group, sizes, dsums)
             _clear(p_pair, base, pairs)
             _clear(ds_pair, base, pairs)
+            if window:
+                _times_features(radial, at, used, window, dsums, dp_row)
             dprecision = splat(_ZERO)
             for t in range(used):
-                distance, pair = rows.distance[start + t], rows.pair[start + t] * LANES
-                squared = splat(F(-distance * distance))
-                p = mul(exp(fma(precision, squared, load(score, pair))), splat(F(rows.count[start + t])))
+                pair, farness = rows.pair[start + t] * LANES, broadcast(rows.farness, start + t)
+                p = mul(exp(fma(precision, farness, load(score, pair))), broadcast(rows.count, start + t))
                 dp = load(dp_pair, pair)
                 if window:
-                    dp = _times_features(b, t * window, window, dsums, begin[t] * LANES, dp)
+                    dp = add(dp, load(dp_row, t * LANES))
                 ds = mul(p, dp)
                 store(p_pair, base + pair, add(load(p_pair, base + pair), p))
                 store(ds_pair, base + pair, add(load(ds_pair, base + pair), ds))
-                dprecision = fma(ds, squared, dprecision)
+                dprecision = fma(ds, farness, dprecision)
             store(dc, atom * LANES, dprecision)
             _clear(dq, row, features)
-            _gather(ds_pair, base, k, keys, pairs, group * sizes.atoms, features, dq, row)
+            _gather(ds_pair, base, kept.k, keys, pairs, group * sizes.atoms, features, sizes.scale, dq, row)
 
 
 @compiled
@@ -277,33 +352,73 @@ def _center(
 
 
 @compiled
-def _project_back(
-    dy: Floats, row: int, weight: Floats, sums: Floats, radial: int, group: int, own: int, sizes: Sizes,
-    dsums: Floats, dweight: Floats,
-) -> None:  # fmt: skip
-    """dsums (K, 8): gradient of an atom's radial sums; its part of W's gradient is added to dweight from group ``own`` on."""
-    features, shift = sizes.features * LANES, own * sizes.bases * sizes.features * LANES
-    for x in range(sizes.bases):
-        s, w = load(sums, radial + x * LANES), (group * sizes.bases + x) * features
-        gradient = splat(_ZERO)
-        for d in range(0, features, LANES):
-            out = load(dy, row + d)
-            gradient = fma(out, load(weight, w + d), gradient)
-            store(dweight, shift + w + d, fma(out, s, load(dweight, shift + w + d)))
-        store(dsums, x * LANES, gradient)
+def _project_back(dy: Floats, row: int, weight: Floats, bases: int, group: int, sizes: Sizes, dsums: Floats) -> None:
+    """dsums (K, 8): gradient of the first ``bases`` radial sums of the atom whose row of dy it is."""
+    features, start = sizes.features * LANES, group * sizes.bases * sizes.features * LANES
+    whole = sizes.features // 2 * 2 * LANES
+    for x in range(bases):
+        even, odd, w = splat(_ZERO), splat(_ZERO), start + x * features
+        for d in range(0, whole, 2 * LANES):
+            even = fma(load(dy, row + d), load(weight, w + d), even)
+            odd = fma(load(dy, row + d + LANES), load(weight, w + d + LANES), odd)
+        for d in range(whole, features, LANES):
+            even = fma(load(dy, row + d), load(weight, w + d), even)
+        store(dsums, x * LANES, add(even, odd))
 
 
 @compiled
-def _times_features(b: Floats, at: int, window: int, dsums: Floats, begin: int, start: Floats) -> Floats:
-    """start plus the sum of ``window`` features times the vectors of dsums from ``begin`` on."""
-    s0, s1, s2, s3 = start, splat(_ZERO), splat(_ZERO), splat(_ZERO)
-    for x in range(0, window, 4):
-        s = begin + x * LANES
-        s0 = fma(splat(b[at + x]), load(dsums, s), s0)
-        s1 = fma(splat(b[at + x + 1]), load(dsums, s + 8), s1)
-        s2 = fma(splat(b[at + x + 2]), load(dsums, s + 16), s2)
-        s3 = fma(splat(b[at + x + 3]), load(dsums, s + 24), s3)
-    return add(add(s0, s1), add(s2, s3))
+def backward_weight(sizes: Sizes, first: int, last: int, dy: Floats, sums: Floats, dweight: Floats, part: int) -> None:
+    """Fill the parts of dweight (parts, G, K, D, 8) of atoms first..last-1: ``part`` atoms to each."""
+    features, radial = sizes.features * LANES, sizes.bases * LANES
+    whole = sizes.features // 4 * 4 * LANES
+    for begin in range(first, last, part):
+        end = min(begin + part, last)
+        for group in range(sizes.groups):
+            atoms, out = group * sizes.atoms, ((begin // part) * sizes.groups + group) * sizes.bases * features
+            for x in range(sizes.bases):
+                for d in range(0, whole, 4 * LANES):
+                    s0, s1, s2, s3 = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
+                    for i in range(atoms + begin, atoms + end):
+                        s, y = load(sums, i * radial + x * LANES), i * features + d
+                        s0, s1 = fma(s, load(dy, y), s0), fma(s, load(dy, y + 8), s1)
+                        s2, s3 = fma(s, load(dy, y + 16), s2), fma(s, load(dy, y + 24), s3)
+                    w = out + x * features + d
+                    store(dweight, w, s0)
+                    store(dweight, w + 8, s1)
+                    store(dweight, w + 16, s2)
+                    store(dweight, w + 24, s3)
+                for d in range(whole, features, LANES):
+                    s0 = splat(_ZERO)
+                    for i in range(atoms + begin, atoms + end):
+                        s0 = fma(load(sums, i * radial + x * LANES), load(dy, i * features + d), s0)
+                    store(dweight, out + x * features + d, s0)
+
+
+@compiled
+def _times_features(radial: Features, at: int, used: int, window: int, dsums: Floats, dp_row: Floats) -> None:
+    """dp_row (used, 8): the sum of each shell's features times the gradients of their sums; four shells at a time."""
+    t = 0
+    while t < used:
+        begin, b = radial.begin[at + t] * LANES, (at + t) * window
+        s0, s1, s2, s3 = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
+        if t + 4 <= used and radial.begin[at + t + 3] == radial.begin[at + t]:
+            for x in range(window):
+                d = load(dsums, begin + x * LANES)
+                s0, s1 = fma(broadcast(radial.b, b + x), d, s0), fma(broadcast(radial.b, b + window + x), d, s1)
+                s2, s3 = fma(broadcast(radial.b, b + 2 * window + x), d, s2), fma(broadcast(radial.b, b + 3 * window + x), d, s3)
+            store(dp_row, t * LANES, s0)
+            store(dp_row, t * LANES + 8, s1)
+            store(dp_row, t * LANES + 16, s2)
+            store(dp_row, t * LANES + 24, s3)
+            t += 4
+        else:
+            for x in range(0, window, 4):
+                s0 = fma(broadcast(radial.b, b + x), load(dsums, begin + x * LANES), s0)
+                s1 = fma(broadcast(radial.b, b + x + 1), load(dsums, begin + x * LANES + 8), s1)
+                s2 = fma(broadcast(radial.b, b + x + 2), load(dsums, begin + x * LANES + 16), s2)
+                s3 = fma(broadcast(radial.b, b + x + 3), load(dsums, begin + x * LANES + 24), s3)
+            store(dp_row, t * LANES, add(add(s0, s1), add(s2, s3)))
+            t += 1
 
 
 @compiled
@@ -325,7 +440,7 @@ def backward_keys(
                     continue
                 pair = (group * rows.offset[-1] + used) * LANES
                 other = (group * sizes.atoms + i) * features * LANES
-                p, ds = load(p_pair, pair), load(ds_pair, pair)
+                p, ds = load(p_pair, pair), mul(load(ds_pair, pair), splat(sizes.scale))
                 for d in range(0, features * LANES, LANES):
                     store(dk, row + d, fma(ds, load(q, other + d), load(dk, row + d)))
                     store(dv, row + d, fma(p, load(dy, other + d), load(dv, row + d)))

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from crystalformer.batch import PackedShells
 from crystalformer.ops.numba import kernels
+from crystalformer.ops.numba.lanes import from_lanes, to_lanes, weight_from_lanes, weight_to_lanes
 from crystalformer.ops.numba.pairs import PLANS, PairPlan
 from crystalformer.ops.numba.simd import LANES
 from crystalformer.ops.radial import RadialBasis
@@ -30,6 +32,9 @@ PART = 32
 """Atoms whose gradients of W are summed together; more where a batch would have over MOST_PARTS."""
 
 MOST_PARTS = 128
+
+FEATURE_LIMIT = 2**28
+"""Radial features (numbers) kept for all layers; larger batches compute them again, atom by atom."""
 
 REACH = 7.0
 """Widths of a Gaussian b(d) to each side of the distance that the kernels look at: exp(-7²/2) = 2e-11."""
@@ -94,62 +99,78 @@ def _forward(  # noqa: PLR0913 - the operands of one equation
     handle: Tensor,
     basis: Sequence[float],
     cutoff_sigmas: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """y (N, H, D), and for the backward: q, k, v, c, weight, y, lse, sums in the kernels' layouts; radius (N,) Å.
+) -> tuple[Tensor, Tensor]:
+    """y (N, H, D), and what the backward needs (kernels.Kept) in one piece.
 
     q, k, v (N, H, D); precision (N, H) in 1/Å²; weight (H or 1, D, K) or None; handle: the PairPlan's; basis: K,
     r_max, width of the radial features, or nothing.
     """
     n, heads, features = q.shape
-    sizes = _sizes(n, heads, features, basis)
-    radius = cutoff_sigmas / (2.0 * precision.amin(1)).sqrt()
-    kept = [_to_lanes(t) for t in (q * (1.0 / math.sqrt(features)), k, v, precision.unsqueeze(-1))]
-    kept.append(_weight_to_lanes(weight, sizes, heads, q))
-    kept += [torch.empty_like(kept[0]), torch.empty_like(kept[3]), q.new_empty(sizes.groups, n, sizes.bases, LANES)]
-    rows, arrays = _rows(PLANS.plan(handle), radius), [_flat(t) for t in kept]
-    _share(lambda first, last: kernels.forward(rows, sizes, first, last, *arrays), rows)
-    return _from_lanes(kept[5], heads), *kept, radius  # type: ignore[return-value]  # as many as are named above
+    sizes, pairs_of = _sizes(n, heads, features, basis), PLANS.plan(handle)
+    make = q.new_empty if heads % LANES == 0 else q.new_zeros
+    memory = make(_kept_size(sizes))
+    kept = _kept(memory, sizes)
+    for values, out in ((q, kept.q), (k, kept.k), (v, kept.v)):
+        to_lanes(_flat(values), n, heads, features, out)
+    to_lanes(_flat(precision), n, heads, 1, kept.c)
+    if weight is not None:
+        step = 0 if len(weight) == 1 else features * weight.shape[2]
+        weight_to_lanes(_flat(weight), step, heads, features, weight.shape[2], sizes.bases, kept.weight)
+    rows, radial = _rows(pairs_of, kept.c, heads, cutoff_sigmas), _features(pairs_of, sizes)
+    _share(lambda first, last: kernels.forward(rows, sizes, radial(), first, last, kept), rows)
+    return _from_lanes(kept.y, q), memory
 
 
 _attention = torch.library.custom_op("crystalformer::numba_attention", _forward, mutates_args=())
 
 
-@torch.library.custom_op("crystalformer::numba_attention_backward", mutates_args=())
-def _attention_backward(  # noqa: PLR0913 - what the forward kept
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    c: Tensor,
-    weight: Tensor,
-    y: Tensor,
-    lse: Tensor,
-    sums: Tensor,
-    radius: Tensor,
-    handle: Tensor,
-    basis: Sequence[float],
-    weight_heads: int,
+def _backward(
+    dy: Tensor, memory: Tensor, handle: Tensor, basis: Sequence[float], cutoff_sigmas: float, weight_heads: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, precision (N, H) and weight (weight_heads, D, K); operands as the forward gives them."""
+    """Gradients of q, k, v (N, H, D), precision (N, H) and weight (weight_heads, D, K), from what the forward kept."""
     n, heads, features = dy.shape
-    pairs_of, sizes = PLANS.plan(handle), _sizes(n, heads, features, basis)
-    rows = _rows(pairs_of, radius)
-    part = max(PART, -(-n // MOST_PARTS))
-    dweight = weight.new_zeros(-(-n // part), *weight.shape)
-    dy, dq, dk, dv, dc = _to_lanes(dy), *(torch.empty_like(t) for t in (q, k, v, c))
-    pairs = [dy.new_empty(sizes.groups * int(rows.offset[-1]) * LANES) for _ in range(2)]
-    queries = [_flat(t) for t in (q, k, v, c, weight, y, lse, sums, dy, dq, dc, dweight, *pairs)]
-    _share(lambda first, last: kernels.backward_queries(rows, sizes, first, last, *queries, part), rows, part)
-    keys = [_flat(t) for t in (q, dy, *pairs, dk, dv)]
-    by_key = pairs_of.by_key_ptr, pairs_of.by_key, pairs_of.query
-    _share(lambda first, last: kernels.backward_keys(*by_key, rows, sizes, first, last, *keys), rows)
-    return (
-        _from_lanes(dq, heads).mul_(1.0 / math.sqrt(features)),
-        _from_lanes(dk, heads),
-        _from_lanes(dv, heads),
-        _from_lanes(dc, heads).squeeze(-1),
-        _weight_from_lanes(dweight.sum(0), heads, weight_heads, int(basis[0]) if basis else 0),
-    )
+    sizes, pairs_of = _sizes(n, heads, features, basis), PLANS.plan(handle)
+    kept = _kept(memory, sizes)
+    rows, radial = _rows(pairs_of, kept.c, heads, cutoff_sigmas), _features(pairs_of, sizes)
+    g_y, dq, dk, dv = (np.zeros(len(kept.q), np.float32) for _ in range(4))
+    dc = np.empty(len(kept.c), np.float32)
+    p_pair, ds_pair = (np.empty(sizes.groups * int(rows.offset[-1]) * LANES, np.float32) for _ in range(2))
+    to_lanes(_flat(dy), n, heads, features, g_y)
+
+    def by_query(first: int, last: int) -> None:
+        kernels.backward_queries(rows, sizes, radial(), first, last, kept, g_y, dq, dc, p_pair, ds_pair)
+
+    def by_key(first: int, last: int) -> None:
+        lists = pairs_of.by_key_ptr, pairs_of.by_key, pairs_of.query
+        kernels.backward_keys(*lists, rows, sizes, first, last, kept.q, g_y, p_pair, ds_pair, dk, dv)
+
+    _share(by_query, rows)
+    _share(by_key, rows)
+    dweight = _weight_gradient(rows, sizes, g_y, kept.sums, dy, basis, weight_heads)
+    scores = dy.new_empty(n, heads, 1)
+    return (*(_from_lanes(d, dy) for d in (dq, dk, dv)), _from_lanes(dc, scores).squeeze(-1), dweight)
+
+
+def _weight_gradient(
+    rows: kernels.Rows, sizes: kernels.Sizes, dy: kernels.Floats, sums: kernels.Floats, like: Tensor,
+    basis: Sequence[float], weight_heads: int,
+) -> Tensor:  # fmt: skip
+    """(weight_heads, D, K), summed part by part; like (N, H, D)."""
+    n, heads, features = like.shape
+    if weight_heads == 0:
+        return like.new_empty(0, features, 0)
+    part, count = max(PART, -(-n // MOST_PARTS)), int(basis[0])
+    parts = -(-n // part)
+    lanes = np.empty(parts * sizes.groups * sizes.bases * features * LANES, np.float32)
+    _share(lambda first, last: kernels.backward_weight(sizes, first, last, dy, sums, lanes, part), rows, part)
+    gradient = like.new_empty(heads, features, count)
+    weight_from_lanes(lanes, parts, heads, features, count, sizes.bases, _flat(gradient))
+    return gradient if weight_heads == heads else gradient.sum(0, keepdim=True)
+
+
+_attention_backward = torch.library.custom_op(
+    "crystalformer::numba_attention_backward", _backward, mutates_args=()
+)
 
 
 @_attention.register_fake
@@ -162,63 +183,77 @@ def _attention_shapes(  # noqa: PLR0913 - the operator's own arguments
     handle: Tensor,
     basis: Sequence[float],
     cutoff_sigmas: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    n, heads, features = v.shape
-    sizes = _sizes(0, int(heads), int(features), basis)
-    rows = v.new_empty(sizes.groups, n, features, LANES)
-    c = v.new_empty(sizes.groups, n, 1, LANES)
-    w = v.new_empty(sizes.groups, sizes.bases, features, LANES)
-    sums = v.new_empty(sizes.groups, n, sizes.bases, LANES)
-    row, scalar = torch.empty_like, torch.empty_like
-    return v.new_empty(v.shape), row(rows), row(rows), row(rows), c, w, rows, scalar(c), sums, v.new_empty(n)
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(_kept_size(_sizes(*q.shape, basis)))
 
 
 @_attention_backward.register_fake
-def _attention_backward_shapes(  # noqa: PLR0913 - the operator's own arguments
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    c: Tensor,
-    weight: Tensor,
-    y: Tensor,
-    lse: Tensor,
-    sums: Tensor,
-    radius: Tensor,
-    handle: Tensor,
-    basis: Sequence[float],
-    weight_heads: int,
+def _attention_backward_shapes(
+    dy: Tensor, memory: Tensor, handle: Tensor, basis: Sequence[float], cutoff_sigmas: float, weight_heads: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n, heads, features = dy.shape
     dq, dk, dv = (dy.new_empty(dy.shape) for _ in range(3))
-    return dq, dk, dv, dy.new_empty(n, heads), dy.new_empty(weight_heads, features, int(basis[0]) if basis else 0)
+    return dq, dk, dv, dy.new_empty(n, heads), dy.new_empty(weight_heads, features, int(basis[0]) if weight_heads else 0)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401 - torch's context
-    weight, handle, ctx.basis = inputs[4:7]
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401 - torch's context
+    weight, handle, ctx.basis, ctx.cutoff_sigmas = inputs[4:]
     ctx.weight_heads = 0 if weight is None else len(weight)
-    ctx.save_for_backward(*output[1:], handle)
+    ctx.save_for_backward(output[1], handle)
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+def _differentiate(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     if dy is None:
         return (None,) * 8
-    *gradients, dweight = _attention_backward(dy, *ctx.saved_tensors, ctx.basis, ctx.weight_heads)
+    settings = ctx.basis, ctx.cutoff_sigmas, ctx.weight_heads
+    *gradients, dweight = _attention_backward(dy.contiguous(), *ctx.saved_tensors, *settings)
     return *gradients, dweight if ctx.weight_heads else None, None, None, None
 
 
 _attention.register_autograd(_differentiate, setup_context=_save)
 
 
+def _lengths(sizes: kernels.Sizes) -> kernels.Kept:
+    """Numbers in each array of Kept."""
+    atoms = sizes.groups * sizes.atoms * LANES
+    rows, weight = atoms * sizes.features, sizes.groups * sizes.bases * sizes.features * LANES
+    return kernels.Kept(rows, rows, rows, atoms, weight, rows, atoms, atoms * sizes.bases)
+
+
+def _kept_size(sizes: kernels.Sizes) -> int:
+    return sum(_lengths(sizes))
+
+
+def _kept(memory: Tensor, sizes: kernels.Sizes) -> kernels.Kept:
+    """The arrays in a tensor of ``_kept_size`` numbers."""
+    lengths = _lengths(sizes)
+    ends, numbers = list(accumulate(lengths)), memory.numpy()
+    return kernels.Kept(*(numbers[end - length : end] for end, length in zip(ends, lengths, strict=True)))
+
+
+def _flat(values: Tensor) -> kernels.Floats:
+    """The numbers of a tensor, in its memory where it is contiguous."""
+    numbers: kernels.Floats = values.detach().contiguous().view(-1).numpy()
+    return numbers
+
+
+def _from_lanes(values: kernels.Floats, like: Tensor) -> Tensor:
+    """(N, H, F), the shape of ``like``, from (G, N, F, 8)."""
+    out = torch.empty(like.shape, dtype=like.dtype)
+    from_lanes(values, *like.shape, out.view(-1).numpy())
+    return out
+
+
 def _sizes(atoms: int, heads: int, features: int, basis: Sequence[float]) -> kernels.Sizes:
     groups = -(-heads // LANES)
+    scale = np.float32(1.0 / math.sqrt(features))
     if not basis:
-        return kernels.Sizes(groups, atoms, features, 0, 0, 1.0, 1.0)
+        return kernels.Sizes(groups, atoms, features, 0, 0, 1.0, 1.0, scale)
     count, spacing, width = int(basis[0]), basis[1] / basis[0], basis[2]
-    window = _round_up(math.ceil(2.0 * REACH * width / spacing) + 1)
+    window = _round_up(math.ceil(2.0 * REACH * width / spacing) + LANES)  # as it begins at a multiple of eight
     bases = _round_up(count)
-    return kernels.Sizes(groups, atoms, features, bases, min(window, bases), spacing, width)
+    return kernels.Sizes(groups, atoms, features, bases, min(window, bases), spacing, width, scale)
 
 
 def _round_up(count: int) -> int:
@@ -226,49 +261,29 @@ def _round_up(count: int) -> int:
     return -(-count // LANES) * LANES
 
 
-def _rows(plan: PairPlan, radius: Tensor) -> kernels.Rows:
-    """The plan's arrays as far as ``radius`` (N,) Å reaches."""
-    used, offset = np.empty(len(radius), np.int64), np.empty(len(radius) + 1, np.int64)
-    kernels.reach(plan.ptr, plan.distance, plan.pair_ptr, plan.nearest, radius.numpy(), used, offset)
-    shells = plan.ptr, plan.distance, plan.count, plan.pair
+def _rows(plan: PairPlan, c: kernels.Floats, heads: int, cutoff_sigmas: float) -> kernels.Rows:
+    """The plan's arrays as far as the atoms' Gaussians reach."""
+    n = len(plan.ptr) - 1
+    used, offset = np.empty(n, np.int64), np.empty(n + 1, np.int64)
+    kernels.reach(plan.ptr, plan.distance, plan.pair_ptr, plan.nearest, c, heads, cutoff_sigmas, used, offset)
+    shells = plan.ptr, plan.distance, plan.farness, plan.count, plan.pair
     return kernels.Rows(*shells, plan.pair_ptr, plan.key, plan.nearest, used, offset)
 
 
-def _to_lanes(values: Tensor) -> Tensor:
-    """(G, N, F, 8), zeros for heads that are not there, from (N, H, F); always a copy."""
-    n, heads, features = values.shape
-    if heads % LANES:
-        values = torch.nn.functional.pad(values, (0, 0, 0, -heads % LANES))
-    groups = -(-heads // LANES)
-    out = values.new_empty(groups, n, features, LANES)
-    return out.copy_(values.reshape(n, groups, LANES, features).permute(1, 0, 3, 2))
-
-
-def _from_lanes(values: Tensor, heads: int) -> Tensor:
-    """(N, H, F) from (G, N, F, 8); always a copy."""
-    groups, n, features, _ = values.shape
-    out = values.new_empty(n, groups * LANES, features)
-    out.view(n, groups, LANES, features).copy_(values.permute(1, 0, 3, 2))
-    return out[:, :heads].contiguous()
-
-
-def _weight_to_lanes(weight: Tensor | None, sizes: kernels.Sizes, heads: int, like: Tensor) -> Tensor:
-    """(G, K, D, 8), zeros for heads and bases that are not there, from (H or 1, D, K)."""
-    if weight is None:
-        return like.new_empty(sizes.groups, 0, sizes.features, LANES)
-    missing = sizes.bases - weight.shape[2]
-    return _to_lanes(torch.nn.functional.pad(weight.expand(heads, -1, -1), (0, missing)).permute(2, 0, 1))
-
-
-def _weight_from_lanes(values: Tensor, heads: int, weight_heads: int, count: int) -> Tensor:
-    """(H or 1, D, count) from (G, K, D, 8), summed over the heads that share it."""
-    weight = _from_lanes(values, heads)[:count].permute(1, 2, 0)
-    return weight.sum(0, keepdim=True) if weight_heads == 1 else weight[:weight_heads].contiguous()
-
-
-def _flat(values: Tensor) -> kernels.Floats:
-    flat: kernels.Floats = values.view(-1).numpy()
-    return flat
+def _features(plan: PairPlan, sizes: kernels.Sizes) -> Callable[[], kernels.Features]:
+    """What gives a thread the radial features to use: those kept with the plan, or memory of its own to make them in."""
+    shells = len(plan.distance)
+    if shells * sizes.window > FEATURE_LIMIT:
+        most = int(np.diff(plan.ptr).max())
+        return lambda: kernels.Features(
+            np.empty(most * sizes.window, np.float32), np.empty(most, np.int32), np.empty(0, np.int64)
+        )
+    key = sizes.bases, sizes.spacing, sizes.width
+    if key not in plan.features:
+        b, begin = np.empty(shells * sizes.window, np.float32), np.empty(shells, np.int32)
+        plan.features[key] = b, begin, np.zeros(len(plan.ptr) - 1, np.int64)
+    kept = kernels.Features(*plan.features[key])
+    return lambda: kept
 
 
 def _share(work: Callable[[int, int], None], rows: kernels.Rows, step: int = 1) -> None:

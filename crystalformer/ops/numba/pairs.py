@@ -5,7 +5,7 @@ Legend: N atoms, S shells, E pairs (i, j) with a shell, in the order of i and th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +17,23 @@ from crystalformer.ops.numba.simd import compiled
 IntArray = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
 class PairPlan:
     """Shells and their pairs, as the kernels read them.
 
-    ptr (N+1,), distance (S,) Å, count (S,): of the shells (batch.PackedShells). pair (S,): the shell's pair among those of its
-    atom. pair_ptr (N+1,): where an atom's pairs begin. key (E,): j. query (E,): i. nearest (E,): the pair's first
+    ptr (N+1,), distance (S,) Å: of the shells (batch.PackedShells). farness (S,): minus the squared distance, Å².
+    count (S,): images in the shell. pair (S,): the shell's pair among those of its atom. pair_ptr (N+1,): where an atom's pairs begin. key (E,): j. query (E,): i. nearest (E,): the pair's first
     shell among those of its atom. by_key (E,): the pairs in order of j, then i; by_key_ptr (N+1,): where those of
-    an atom begin.
+    an atom begin. features: of each radial basis (count, spacing and width in Å), as kernels.Features keeps them.
     """
 
     ptr: IntArray
     distance: FloatArray
-    count: IntArray
+    farness: Floats
+    count: Floats
     pair: Int32Array
     pair_ptr: IntArray
     key: Int32Array
@@ -39,11 +41,14 @@ class PairPlan:
     nearest: Int32Array
     by_key_ptr: IntArray
     by_key: Int32Array
+    features: dict[tuple[int, float, float], tuple[Floats, Int32Array, IntArray]] = field(
+        default_factory=dict
+    )
 
     @classmethod
     def of(cls, shells: PackedShells) -> PairPlan:
         """From the shells of a batch on the CPU."""
-        ptr, neighbor = shells.ptr.numpy(), shells.neighbor.numpy()
+        ptr, neighbor, distance = shells.ptr.numpy(), shells.neighbor.numpy(), shells.distance.numpy()
         pair, pair_ptr = np.empty(len(neighbor), np.int32), np.zeros(len(ptr), np.int64)
         key, query, nearest = (np.empty(len(neighbor), np.int32) for _ in range(3))
         found = _join(ptr, neighbor, pair, pair_ptr, key, query, nearest)
@@ -52,8 +57,9 @@ class PairPlan:
         _transpose(key, by_key_ptr, by_key)
         return cls(
             ptr=ptr,
-            distance=shells.distance.numpy(),
-            count=shells.count.numpy(),
+            distance=distance,
+            farness=-np.square(distance, dtype=np.float32, casting="same_kind"),
+            count=shells.count.numpy().astype(np.float32),
             pair=pair,
             pair_ptr=pair_ptr,
             key=key,

@@ -77,6 +77,17 @@ def load(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG001
 
 
 @intrinsic
+def broadcast(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG001
+    """The number of a flat float32 array at ``index``, eight times; unlike Python's, an index is never from the end."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+        data = make_array(signature.args[0])(context, builder, args[0]).data
+        return _splat(builder, builder.load(builder.gep(data, [args[1]])))
+
+    return vector(array, types.intp), code
+
+
+@intrinsic
 def store(typing: Any, array: Any, index: Any, value: Any) -> Typed:  # noqa: ANN401, ARG001
     """Write eight numbers to a flat float32 array from ``index`` on."""
 
@@ -88,13 +99,39 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Typed:  # noqa: AN
 
 
 @intrinsic
+def transpose(typing: Any, source: Any, at: Any, step: Any, target: Any, to: Any, stride: Any) -> Typed:  # noqa: ANN401, ARG001
+    """Read eight rows of eight numbers, ``step`` apart from ``at`` on, and write their columns, ``stride`` apart.
+
+    Both are flat float32 arrays.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+        def address(array: int, row: int) -> Any:  # noqa: ANN401
+            index = builder.add(args[array + 1], builder.mul(args[array + 2], ir.Constant(args[array + 2].type, row)))
+            data = make_array(signature.args[array])(context, builder, args[array]).data
+            return builder.bitcast(builder.gep(data, [index]), _FLOATS.as_pointer())
+
+        rows = [builder.load(address(0, row), align=4) for row in range(LANES)]
+        for apart in (1, 2, 4):
+            for row in (row for row in range(LANES) if not row & apart):
+                a, b = rows[row], rows[row + apart]
+                low = [lane + LANES - apart if lane & apart else lane for lane in range(LANES)]
+                high = [lane + LANES if lane & apart else lane + apart for lane in range(LANES)]
+                rows[row] = builder.shuffle_vector(a, b, ir.Constant(_INTS, low))
+                rows[row + apart] = builder.shuffle_vector(a, b, ir.Constant(_INTS, high))
+        for row, values in enumerate(rows):
+            builder.store(values, address(3, row), align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp, target, types.intp, types.intp), code
+
+
+@intrinsic
 def splat(typing: Any, value: Any) -> Typed:  # noqa: ANN401, ARG001
     """One float32 eight times."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
-        nothing = ir.Constant(_FLOATS, ir.Undefined)
-        first = builder.insert_element(nothing, args[0], ir.Constant(ir.IntType(32), 0))
-        return builder.shuffle_vector(first, nothing, _ints(0))
+        return _splat(builder, args[0])
 
     return vector(types.float32), code
 
@@ -194,6 +231,12 @@ def _address(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # n
     """Of the vector at ``args[1]`` in the array ``args[0]``."""
     data = make_array(signature.args[0])(context, builder, args[0]).data
     return builder.bitcast(builder.gep(data, [args[1]]), _FLOATS.as_pointer())
+
+
+def _splat(builder: Any, value: Any) -> Any:  # noqa: ANN401
+    nothing = ir.Constant(_FLOATS, ir.Undefined)
+    first = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, nothing, _ints(0))
 
 
 def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ANN401

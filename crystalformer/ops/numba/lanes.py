@@ -1,0 +1,77 @@
+"""Between the operator's layouts and the kernels': eight heads side by side, (N, H, F) to (G, N, F, 8) and back.
+
+All arrays are flat. Lanes without a head are not written: no sum runs across lanes, so what is in them stays there.
+"""
+
+from __future__ import annotations
+
+from crystalformer.ops.numba.pairs import Floats
+from crystalformer.ops.numba.simd import LANES, add, compiled, load, store, transpose
+
+
+@compiled
+def to_lanes(values: Floats, atoms: int, heads: int, features: int, out: Floats) -> None:
+    """Fill out (G, N, F, 8) from values (N, H, F)."""
+    for i in range(atoms):
+        for first in range(0, heads, LANES):
+            row = (first // LANES * atoms + i) * features * LANES
+            whole = features // LANES * LANES if first + LANES <= heads else 0
+            for f in range(0, whole, LANES):
+                transpose(values, (i * heads + first) * features + f, features, out, row + f * LANES, LANES)
+            for head in range(first, min(first + LANES, heads)):
+                for f in range(whole, features):
+                    out[row + f * LANES + head - first] = values[(i * heads + head) * features + f]
+
+
+@compiled
+def from_lanes(values: Floats, atoms: int, heads: int, features: int, out: Floats) -> None:
+    """Fill out (N, H, F) from values (G, N, F, 8)."""
+    for i in range(atoms):
+        for first in range(0, heads, LANES):
+            row = (first // LANES * atoms + i) * features * LANES
+            whole = features // LANES * LANES if first + LANES <= heads else 0
+            for f in range(0, whole, LANES):
+                transpose(values, row + f * LANES, LANES, out, (i * heads + first) * features + f, features)
+            for head in range(first, min(first + LANES, heads)):
+                for f in range(whole, features):
+                    out[(i * heads + head) * features + f] = values[row + f * LANES + head - first]
+
+
+@compiled
+def weight_to_lanes(weight: Floats, step: int, heads: int, features: int, count: int, bases: int, out: Floats) -> None:
+    """Fill out (G, bases, D, 8) from weight (H, D, count), or (1, D, count) with ``step`` 0 instead of D count.
+
+    Bases from ``count`` on are zeros.
+    """
+    for first in range(0, heads, LANES):
+        whole = count // LANES * LANES if first + LANES <= heads else 0
+        for d in range(features):
+            row = (first // LANES * bases * features + d) * LANES
+            for x in range(0, whole, LANES):
+                to = row + x * features * LANES
+                transpose(weight, first * step + d * count + x, step, out, to, features * LANES)
+            for x in range(whole, bases):
+                for head in range(first, min(first + LANES, heads)):
+                    value = weight[head * step + d * count + x] if x < count else 0.0
+                    out[row + x * features * LANES + head - first] = value
+
+
+@compiled
+def weight_from_lanes(
+    values: Floats, parts: int, heads: int, features: int, count: int, bases: int, out: Floats
+) -> None:
+    """Fill out (H, D, count) from the sum of values (parts, G, bases, D, 8) over the parts, which is left in the first."""
+    size = len(values) // parts
+    for part in range(1, parts):
+        for x in range(0, size, LANES):
+            store(values, x, add(load(values, x), load(values, part * size + x)))
+    for first in range(0, heads, LANES):
+        whole = count // LANES * LANES if first + LANES <= heads else 0
+        for d in range(features):
+            row = (first // LANES * bases * features + d) * LANES
+            for x in range(0, whole, LANES):
+                at, to = row + x * features * LANES, (first * features + d) * count + x
+                transpose(values, at, features * LANES, out, to, features * count)
+            for x in range(whole, count):
+                for head in range(first, min(first + LANES, heads)):
+                    out[(head * features + d) * count + x] = values[row + x * features * LANES + head - first]
