@@ -8,6 +8,8 @@ from typing import Any, TextIO
 
 CHUNK = 1 << 20
 _SPACE = " \t\r\n"
+_CUT = 64
+"""Characters from the end within which an error may come from a word, a number or an escape cut in two."""
 
 
 class _Window:
@@ -39,12 +41,16 @@ class _Window:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
-            except json.JSONDecodeError:
-                if not self._more():
+            except json.JSONDecodeError as error:
+                if not self._may_be_cut(error) or not self._more():
                     raise
                 continue
             self._at = end
             return value
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether the text read so far may just end too early. Otherwise a large file would be read for nothing."""
+        return error.msg.startswith("Unterminated string") or len(self._text) - error.pos < _CUT
 
     def _more(self) -> bool:
         if self._ended:
@@ -56,11 +62,11 @@ class _Window:
         return not self._ended
 
 
-def iter_records(stream: TextIO) -> Iterator[dict[str, Any]]:
+def iter_records(stream: TextIO) -> Iterator[dict[str, Any] | str]:
     """The records of a JSON array, of JSON lines, or of one object whose values are records by id.
 
-    A record of the last kind gets its key as ``material_id`` unless it has one. Raises ValueError on what is not JSON
-    or no record, saying which.
+    A record of the last kind gets its key as ``material_id`` unless it has one. A string is the problem of a record
+    that is no object. Raises ValueError on what is not JSON, saying where.
     """
     window = _Window(stream)
     first = window.peek(_SPACE + "\ufeff")
@@ -73,16 +79,16 @@ def iter_records(stream: TextIO) -> Iterator[dict[str, Any]]:
         raise ValueError("neither a JSON array nor JSON objects")
 
 
-def _array(window: _Window) -> Iterator[dict[str, Any]]:
+def _array(window: _Window) -> Iterator[dict[str, Any] | str]:
     number = 0
     while (following := window.peek(_SPACE + ",")) != "]":
         if not following:
             raise ValueError(f"the JSON array ends within or after record {number}")
-        yield _record(window.value(), number)
+        yield _record(window.value())
         number += 1
 
 
-def _objects(window: _Window) -> Iterator[dict[str, Any]]:
+def _objects(window: _Window) -> Iterator[dict[str, Any] | str]:
     first = window.value()
     if (
         window.peek() == ""
@@ -94,13 +100,9 @@ def _objects(window: _Window) -> Iterator[dict[str, Any]]:
             yield {"material_id": key, **value}
         return
     yield first
-    number = 1
     while window.peek():
-        yield _record(window.value(), number)
-        number += 1
+        yield _record(window.value())
 
 
-def _record(value: object, number: int) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"record {number} is {type(value).__name__}, not an object")
-    return value
+def _record(value: object) -> dict[str, Any] | str:
+    return value if isinstance(value, dict) else f"unreadable record: {type(value).__name__}, not an object"

@@ -62,7 +62,7 @@ def from_jarvis(atoms: Mapping[str, Any]) -> Crystal:
         coordinates = np.array(atoms["coords"], dtype=np.float64).reshape(-1, 3)
         symbols = [str(symbol).strip() for symbol in atoms["elements"]]
         cartesian = bool(atoms["cartesian"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"unreadable structure: jarvis atoms: {error!r:.150}") from error
     return Crystal(
         positions=coordinates if cartesian else to_cartesian(coordinates, lattice),
@@ -76,7 +76,7 @@ def from_pymatgen_dict(structure: Mapping[str, Any]) -> Crystal:
 
     Raises ValueError "unreadable structure: why", "unknown element: which".
     """
-    mixed: list[tuple[int, int, float]] = []
+    mixed: list[tuple[int, str, float]] = []
     symbols: list[str] = []
     try:
         lattice = np.array(structure["lattice"]["matrix"], dtype=np.float64).reshape(3, 3)
@@ -88,14 +88,14 @@ def from_pymatgen_dict(structure: Mapping[str, Any]) -> Crystal:
                 symbols.append(species[0][0])
             else:
                 symbols.append("")
-                mixed += [(i, _number(symbol), amount) for symbol, amount in species]
-    except (KeyError, TypeError, IndexError) as error:
+                mixed += [(i, symbol, amount) for symbol, amount in species]
+    except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
         raise ValueError(f"unreadable structure: pymatgen dictionary: {error!r:.150}") from error
     return Crystal(
         positions=to_cartesian(fractional, lattice),
         atomic_numbers=_numbers(symbols),
         lattice=lattice,
-        disorder=make_disorder(mixed),
+        disorder=make_disorder([(i, _number(symbol), amount) for i, symbol, amount in mixed]),
     )
 
 

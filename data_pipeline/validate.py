@@ -51,7 +51,7 @@ def parse_target(value: object) -> float | None:
         raise ValueError(f"{value!r:.60} is not a number")
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"{value!r:.60} is not a number") from None
     if math.isnan(number):
         return None

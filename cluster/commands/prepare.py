@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument(
         "--source",
         metavar="PATH",
-        help="folder of CIF or POSCAR files with id_prop.csv; CSV, JSON, JSON.gz or Parquet file; folder of "
-        "{train,val,test}/raw/raw_data.pkl",
+        help="folder of CIF or POSCAR files with id_prop.csv; CSV, JSON, JSON.gz or Parquet file, "
+        "or a folder of them; folder of {train,val,test}/raw/raw_data.pkl",
     )
     own.add_argument("--name", help="name of the data set to be; what train --dataset then takes")
     own.add_argument(

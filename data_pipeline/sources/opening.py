@@ -11,16 +11,17 @@ from data_pipeline.info import DatasetInfo, SourceKind
 from data_pipeline.sources.base import Source
 from data_pipeline.sources.embedded import EmbeddedSource
 from data_pipeline.sources.folder import INDEX, FolderSource
-from data_pipeline.sources.records import SUFFIXES, RecordSource
+from data_pipeline.sources.records import PICKLE, SUFFIXES, RecordSource
 from data_pipeline.sources.remote import RemoteSource
-from data_pipeline.sources.structures import StructureTableSource, is_structure_table
+from data_pipeline.sources.structures import StructureTableSource, are_structure_tables
 from data_pipeline.splits import SPLITS
 from data_pipeline.unpickle import check_pickle
 
 RAW_PICKLE = "raw/raw_data.pkl"
 """Where the authors' programs leave the records of a split."""
+RECORDS = tuple(suffix for suffix in SUFFIXES if suffix != PICKLE)
 _KINDS = (
-    f"a folder of CIF or POSCAR files with {INDEX}, a file {', '.join(SUFFIXES)}, a folder of Parquet files, "
+    f"a folder of CIF or POSCAR files with {INDEX}, a file {', '.join(SUFFIXES)}, a folder of such files, "
     f"or a folder with {{train,val,test}}/{RAW_PICKLE}"
 )
 
@@ -50,16 +51,17 @@ def open_path(path: Path, targets: Sequence[str], *, allow_pickle: bool) -> Sour
             raise DataError(f"{missing}: not found, though {there[0]} is there")
         check_pickle(str(path), allow_pickle=allow_pickle)
         return RecordSource(raw, targets)
-    parquet = sorted(path.glob("*.parquet"))
-    if parquet:
+    if parquet := sorted(path.glob("*.parquet")):
         return _open_parquet(parquet, targets)
+    if records := sorted(file for file in path.iterdir() if file.name.endswith(RECORDS)):
+        return RecordSource(dict.fromkeys(records), targets)
     raise DataError(f"{path}: nothing to read in it; --source takes {_KINDS}")
 
 
 def _open_file(path: Path, targets: Sequence[str], *, allow_pickle: bool) -> Source:
     if not path.name.endswith(SUFFIXES):
         raise DataError(f"{path}: unknown kind of file; --source takes {_KINDS}")
-    if path.suffix == ".pkl":
+    if path.suffix == PICKLE:
         check_pickle(str(path), allow_pickle=allow_pickle)
     if path.suffix == ".parquet":
         return _open_parquet([path], targets)
@@ -67,6 +69,6 @@ def _open_file(path: Path, targets: Sequence[str], *, allow_pickle: bool) -> Sou
 
 
 def _open_parquet(files: Sequence[Path], targets: Sequence[str]) -> Source:
-    if is_structure_table(files[0]):
+    if are_structure_tables(files):
         return StructureTableSource(files, targets)
     return RecordSource(dict.fromkeys(files), targets)

@@ -25,20 +25,20 @@ from data_pipeline.unpickle import read_pickle
 
 SAMPLE = 100
 """Records looked at to tell which fields are targets."""
-SUFFIXES = (".csv", ".json", ".json.gz", ".jsonl", ".jsonl.gz", ".parquet", ".pkl")
+PICKLE = ".pkl"
+SUFFIXES = (".csv", ".json", ".json.gz", ".jsonl", ".jsonl.gz", ".parquet", PICKLE)
 _BROKEN = "unreadable record: "
 
 
 class RecordSource:
-    """One file of records, or several that each are a split."""
+    """Files of records: one, several, or one a split. A broken one is a rejected row; the others are used."""
 
     every_target = False
 
     def __init__(self, files: Mapping[Path, str | None], wanted: Sequence[str] = ()) -> None:
         """files: the split of each file, None where the recipe decides. Raises DataError without targets."""
         self.files = dict(files)
-        first = next(iter(self.files))
-        sample = [fields for fields in islice(iter_fields(first), SAMPLE) if isinstance(fields, Mapping)]
+        first, sample = _sample(list(self.files))
         self.targets: tuple[TargetInfo, ...] = choose_targets(sample, wanted, first.name)
         as_text = any(fields.get(name) for fields in sample[:1] for name in TEXT_FIELDS)
         self.seconds_per_row = TEXT_SECONDS if as_text else ARRAY_SECONDS
@@ -56,12 +56,51 @@ class RecordSource:
     def _records(self) -> Iterator[Record]:
         for path, split in self.files.items():
             name = path.name if split is None else f"{split}/{path.name}"
-            for row, fields in enumerate(iter_fields(path)):
+            for row, fields in enumerate(_to_the_end(path)):
                 place = Place(file=name, row=row, split=split)
                 if isinstance(fields, str):
                     yield Record(file=name, row=row, material_id="", problem=fields, split=split)
                 else:
                     yield to_record(fields, self.targets, place)
+
+
+def _sample(files: Sequence[Path]) -> tuple[Path, list[Mapping[str, Any]]]:
+    """The first file that has records, and its first ones. Raises DataError where none has any and one is broken."""
+    broken: DataError | None = None
+    for path in files:
+        sample: list[Mapping[str, Any]] = []
+        try:
+            sample.extend(fields for fields in islice(iter_fields(path), SAMPLE) if isinstance(fields, Mapping))
+        except DataError as error:
+            if path.suffix == PICKLE:
+                raise
+            broken = broken or error
+        if sample:
+            return path, sample
+    if broken is not None:
+        raise broken
+    return files[0], []
+
+
+def _to_the_end(path: Path) -> Iterator[Mapping[str, Any] | str]:
+    """``iter_fields``, but what cannot be read of a file is one problem behind the records before it.
+
+    Not of a pickle, which is read as a whole or refused.
+    """
+    number = 0
+    try:
+        for fields in iter_fields(path):
+            yield fields
+            number += 1
+    except DataError as error:
+        if path.suffix == PICKLE:
+            raise
+        reason = str(error).removeprefix(f"{path}: ").removeprefix("cannot be read: ")
+        yield (
+            f"unreadable file: broken off after {number} records: {reason}"
+            if number
+            else f"unreadable file: {reason}"
+        )
 
 
 def iter_fields(path: Path) -> Iterator[Mapping[str, Any] | str]:

@@ -68,7 +68,7 @@ class RemoteSource:
         return to_record({**wanted, "atoms": fields.get("atoms"), "material_id": material_id}, self.targets, place)
 
 
-def _zipped_json(path: Path) -> Iterator[Mapping[str, Any]]:
+def _zipped_json(path: Path) -> Iterator[Mapping[str, Any] | str]:
     """The records of the one JSON file in a zip archive, whose checksum is verified while it is read."""
     try:
         with zipfile.ZipFile(path) as archive:

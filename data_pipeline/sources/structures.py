@@ -11,34 +11,48 @@ import pyarrow.parquet as pq
 
 from data_pipeline.errors import DataError
 from data_pipeline.info import TargetInfo
-from data_pipeline.raw import ROWS_PER_TABLE, from_structures
+from data_pipeline.raw import ROWS_PER_TABLE, Record, from_structures, raw_tables
 from data_pipeline.schema import VERSION_KEY, check_columns, check_schema, target_fields
 from data_pipeline.sources.base import ARRAY_SECONDS, file_digest
 
 
-def is_structure_table(path: Path) -> bool:
-    """Whether a Parquet file says it is a structure table, of whatever version. Raises DataError if unreadable."""
-    try:
-        return VERSION_KEY in (pq.read_schema(path).metadata or {})
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file: {error}") from error
+def are_structure_tables(files: Sequence[Path]) -> bool:
+    """Whether the first Parquet file that can be read says it is a structure table, of whatever version.
+
+    Raises DataError if none can be read.
+    """
+    return VERSION_KEY in (_first_schema(files)[1].metadata or {})
+
+
+def _first_schema(files: Sequence[Path]) -> tuple[Path, pa.Schema]:
+    """The first file whose schema can be read, with it. Raises DataError if there is none."""
+    broken: Exception | None = None
+    for path in files:
+        try:
+            return path, pq.read_schema(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            broken = broken or error
+    raise DataError(f"{files[0]}: not a Parquet file: {broken}") from broken
 
 
 class StructureTableSource:
-    """Parquet files with the columns of schema.py; all must have the targets of the first."""
+    """Parquet files with the columns of schema.py; all must have the targets of the first.
+
+    What cannot be read of a file is a rejected row; the others are used.
+    """
 
     every_target = False
     seconds_per_row = ARRAY_SECONDS
 
     def __init__(self, files: Sequence[Path], wanted: Sequence[str] = ()) -> None:
         self.files = list(files)
-        schema = pq.read_schema(self.files[0])
-        check_schema(schema, str(self.files[0]))
+        first, schema = _first_schema(self.files)
+        check_schema(schema, str(first))
         found = {target.name: target for target in target_fields(schema)}
-        check_columns(schema, str(self.files[0]), wanted)
+        check_columns(schema, str(first), wanted)
         self.targets: tuple[TargetInfo, ...] = tuple(found[name] for name in wanted or found)
         if not self.targets:
-            raise DataError(f"{self.files[0]}: it has no target, that is no further column of type double")
+            raise DataError(f"{first}: it has no target, that is no further column of type double")
 
     def fingerprint(self) -> str:
         """Digest of the files."""
@@ -48,12 +62,24 @@ class StructureTableSource:
     def tables(self) -> Iterator[pa.Table]:
         """The rows in the order of the files; NaN targets are missing ones."""
         for path in self.files:
-            file = pq.ParquetFile(path)
-            check_schema(file.schema_arrow, str(path))
-            check_columns(file.schema_arrow, str(path), [target.name for target in self.targets])
             row = 0
-            for batch in file.iter_batches(batch_size=ROWS_PER_TABLE):
-                table = pa.Table.from_batches([batch])
-                raw = from_structures(table, path.name, self.targets, first_row=row)
-                row += len(raw)
-                yield raw
+            try:
+                for raw in self._tables(path):
+                    yield raw
+                    row += len(raw)
+            except (pa.ArrowInvalid, OSError) as error:
+                problem = f"unreadable file: from row {row} on: {' '.join(str(error).split()):.300}"
+                yield from raw_tables(
+                    [Record(file=path.name, row=row, material_id="", problem=problem)], self.targets
+                )
+
+    def _tables(self, path: Path) -> Iterator[pa.Table]:
+        file = pq.ParquetFile(path)
+        check_schema(file.schema_arrow, str(path))
+        check_columns(file.schema_arrow, str(path), [target.name for target in self.targets])
+        row = 0
+        for batch in file.iter_batches(batch_size=ROWS_PER_TABLE):
+            table = pa.Table.from_batches([batch])
+            raw = from_structures(table, path.name, self.targets, first_row=row)
+            row += len(raw)
+            yield raw

@@ -45,7 +45,22 @@ def test_memory_is_that_of_a_record_not_of_the_file():
     assert Counting.taken <= 2
 
 
-@pytest.mark.parametrize("text", ["", "   ", "nonsense", "[1, 2]", '[{"a": 1}, ', '[{"a": 1}, {"b', "[{]", '"text"'])
+def test_a_record_that_is_no_object_does_not_end_the_others():
+    problem = "unreadable record: int, not an object"
+    assert list(iter_records(io.StringIO('[{"a": 1}, 5, {"a": 2}]'))) == [{"a": 1}, problem, {"a": 2}]
+    assert list(iter_records(io.StringIO('{"a": 1}\n5\n'))) == [{"a": 1}, problem]
+
+
+@pytest.mark.parametrize("bad", ['{"x": nul, "y": 1}', '{"x" 1, "y": 1}', '{"x": "a\nb"}', "{'x': 1}"])
+def test_a_mistake_is_told_without_reading_on(bad, monkeypatch):
+    monkeypatch.setattr(json_stream, "CHUNK", 1000)
+    stream = io.StringIO('[{"a": 1}, ' + bad + ', {"a": "' + "a" * 100_000 + '"}]')
+    with pytest.raises(ValueError, match="Expecting|Invalid"):
+        list(iter_records(stream))
+    assert stream.tell() <= 2000
+
+
+@pytest.mark.parametrize("text", ["", "   ", "nonsense", '[{"a": 1}, ', '[{"a": 1}, {"b', "[{]", '"text"'])
 def test_what_is_no_record_is_refused(text):
     with pytest.raises(ValueError, match="JSON|record|Expecting|Unterminated|property name"):
         list(iter_records(io.StringIO(text)))

@@ -15,7 +15,7 @@ from pymatgen.core import Lattice, Structure
 from data_pipeline.crystal import structure_columns
 from data_pipeline.errors import DataError
 from data_pipeline.own import OwnData, prepare_source
-from data_pipeline.schema import VERSION_KEY, structure_schema
+from data_pipeline.schema import STRUCTURE_COLUMNS, VERSION_KEY, structure_schema
 from data_pipeline.table import StructureTable
 from tests.data_pipeline.samples import HARDNESS, mixed_rock_salt
 
@@ -254,3 +254,82 @@ def test_what_cannot_be_prepared_is_one_line(prepare, message, tmp_path):
         prepare_source(prepare(tmp_path), tmp_path / "data")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "it-ran").exists()
+
+
+def usable_rows(done):
+    return json.loads((done.path / "dataset.json").read_text())["rows"]["usable"]
+
+
+def test_broken_files_are_rejected_rows_and_the_others_are_used(tmp_path):
+    folder = tmp_path / "several"
+    folder.mkdir()
+    text = [json.dumps([{**record(i, "dict"), "material_id": f"{part}{i}"} for i in range(N)]) for part in "abcd"]
+    (folder / "a.json").write_text(text[0][100:])
+    (folder / "b.json").write_text(text[1])
+    (folder / "c.json").write_text(text[2][: text[2].index('"c5"')])
+    (folder / "d.json.gz").write_bytes(gzip.compress(text[3].encode())[:200])
+    own = OwnData(path=folder, name="mine", split=(0.5, 0.25, 0.25))
+    done = prepare_source(own, tmp_path / "data")
+    assert [(row.file, row.row, row.reason.split(":")[0]) for row in done.rejected] == [
+        ("a.json", 0, "unreadable file"),
+        ("c.json", 5, "unreadable file"),
+        ("d.json.gz", 0, "unreadable file"),
+    ]
+    assert done.rejected[1].reason.startswith("unreadable file: broken off after 5 records: ")
+    assert usable_rows(done) == N + 5
+    with pytest.raises(DataError, match="3 rows rejected, and --strict"):
+        prepare_source(own, tmp_path / "other", strict=True)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_broken_parquet_file_beside_good_ones(ours, tmp_path):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    if ours:
+        names = [name for name, _ in STRUCTURE_COLUMNS]
+        columns = dict(zip(names, structure_columns([mixed_rock_salt()] * 9), strict=True))
+        for name in "abc":
+            ids = pa.array([f"{name}{i}" for i in range(9)])
+            made = {"material_id": ids, **columns, "hardness": pa.array(np.arange(9.0))}
+            schema = structure_schema([HARDNESS])
+            pq.write_table(
+                pa.table([made[field.name] for field in schema], schema=schema), folder / f"{name}.parquet"
+            )
+    else:
+        for name in "abc":
+            rows = [{**record(i, "dict"), "material_id": f"{name}{i}"} for i in range(9)]
+            text = [{**row, "structure": json.dumps(row["structure"])} for row in rows]
+            pq.write_table(pa.Table.from_pylist(text), folder / f"{name}.parquet")
+    for name in "ac":
+        whole = (folder / f"{name}.parquet").read_bytes()
+        (folder / f"{name}.parquet").write_bytes(whole[: len(whole) // 2])
+    done = prepare_source(OwnData(path=folder, name="mine", split=(0.5, 0.25, 0.25)), tmp_path / "data")
+    assert [(row.file, row.reason.split(":")[0]) for row in done.rejected] == [
+        ("a.parquet", "unreadable file"),
+        ("c.parquet", "unreadable file"),
+    ]
+    assert usable_rows(done) == 9
+
+
+def test_numbers_of_every_wrong_kind_are_one_rule_each(tmp_path):
+    """A reason begins with its rule, or nobody can count it; a number too long for a float must not end the run."""
+    made = [record(i, "dict") for i in range(N)]
+    made[1]["gap"] = 10**400
+    made[2]["structure"] = {**made[2]["structure"], "lattice": {"matrix": [["x", 0, 0], [0, 4, 0], [0, 0, 4]]}}
+    made[4]["structure"] = {**made[4]["structure"], "lattice": {"matrix": [[10**400, 0, 0], [0, 4, 0], [0, 0, 4]]}}
+    made[6] = {
+        "material_id": "s6",
+        "gap": 1.0,
+        "n": 1,
+        "atoms": {**jarvis_atoms(structure(0)), "coords": [[10**400] * 3] * 8},
+    }
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([*made, 7]))
+    done = prepare_source(OwnData(path=path, name="mine", split=(0.5, 0.2, 0.2)), tmp_path / "data")
+    assert {row.row: row.reason.split(":")[0] for row in done.rejected} == {
+        1: "bad target",
+        2: "unreadable structure",
+        4: "unreadable structure",
+        6: "unreadable structure",
+        12: "unreadable record",
+    }
