@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +69,10 @@ def _finished_table(store: RawStore, part: int) -> pa.Table:
 
 
 def _finished_parts(store: RawStore, missing: Sequence[int], cores: int) -> Iterator[int]:
-    """Have Ray Data work on the parts ``missing``; their numbers as they are finished, in any order."""
+    """Have Ray Data work on the parts ``missing``; their numbers as they are finished, in any order.
+
+    Raises OSError where one cannot be read or written.
+    """
     import ray.data
 
     quiet_ray_data()
@@ -82,7 +86,10 @@ def _finished_parts(store: RawStore, missing: Sequence[int], cores: int) -> Iter
     work = data.map_batches(process_parts, batch_format="pyarrow", batch_size=None, num_cpus=1)
     blocks: Iterable[pa.Table] = work.iter_batches(batch_format="pyarrow", batch_size=None)
     for block in blocks:
-        yield from block.column("part").to_pylist()
+        for part, problem in zip(block.column("part").to_pylist(), block.column("problem").to_pylist(), strict=True):
+            if problem is not None:
+                raise OSError(problem)
+            yield part
 
 
 def dealt(parts: Sequence[int], cores: int) -> Iterator[Sequence[int]]:
@@ -95,10 +102,18 @@ def dealt(parts: Sequence[int], cores: int) -> Iterator[Sequence[int]]:
 
 
 def process_parts(parts: pa.Table) -> pa.Table:
-    """Work on the raw tables at ``path``, write the finished ones beside them. Returns the column ``part``."""
+    """Work on the raw tables at ``path``, write the finished ones beside them.
+
+    Returns ``part`` and ``problem``: null, or why that part could not be read or written.
+    """
+    problems: list[str | None] = []
     for path in map(Path, parts.column("path").to_pylist()):
-        write_atomically(process_batch(pq.read_table(path)), _done(path))
-    return parts.select(["part"])
+        try:
+            write_atomically(process_batch(pq.read_table(path)), _done(path))
+            problems.append(None)
+        except OSError as error:
+            problems.append(f"{error} (on {platform.node()}; all machines of a cluster must see the data folder)")
+    return parts.select(["part"]).append_column("problem", pa.array(problems, pa.string()))
 
 
 def quiet_ray_data() -> None:

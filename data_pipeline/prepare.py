@@ -94,7 +94,10 @@ def prepare_from(
             return ready
         job = _Job(info=info, source=source, data_dir=data_dir, fingerprint=print_)
         job.check_target_folder()
-        job.run(progress or _silent, executor, strict=strict)
+        try:
+            job.run(progress or _silent, executor, strict=strict)
+        except OSError as error:
+            raise DataError(f"data set {info.name}: {error}; started again, it goes on from there") from error
     return replace(load_prepared(data_dir, info.name), reused=False)
 
 
@@ -159,7 +162,7 @@ class _Job:
     def _make(self, progress: Progress, executor: Executor, *, strict: bool) -> Path:
         """The finished data set, still under a hidden name."""
         store = RawStore(self.staging)
-        store.fill(self.source, self._stage_from(executor))
+        store.fill(self.source, self._stage_from(executor), progress)
         if not store.num_rows:
             raise DataError(f"data set {self.info.name}: its source holds no rows")
         names = [target.name for target in self.source.targets]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data_pipeline.download import Progress
 from data_pipeline.sources.base import Source
 
 PART_FIELD = pa.field("part", pa.int32())
@@ -37,8 +38,11 @@ class RawStore:
         """Rows of all tables."""
         return sum(self.rows)
 
-    def fill(self, source: Source, stage_from: int) -> None:
-        """Read the source; once it has ``stage_from`` rows, its tables go to the staging folder."""
+    def fill(self, source: Source, stage_from: int, progress: Progress | None = None) -> None:
+        """Read the source; once it has ``stage_from`` rows, its tables go to the staging folder.
+
+        ``progress`` is then told how many have been read; how many there are shows at the end only.
+        """
         if self._resume():
             return
         for table in source.tables():
@@ -47,6 +51,8 @@ class RawStore:
             self._tables.append(numbered)
             if self.num_rows >= stage_from:
                 self._spill()
+                if progress is not None:
+                    progress("records read", self.num_rows, self.num_rows)
         if self.staged:
             self._spill()
             _write_json(self.staging / "raw.json", {"rows": self.rows})

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from cluster.checkpoint import read_checkpoint
+from cluster.cli import main
 from tests.cluster.runs import Run, numbers
 
 
@@ -35,6 +36,15 @@ def fill(folder) -> None:
 
 def error_lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+def test_a_data_set_that_does_not_fit(small_disk, capsys):
+    fill(small_disk)
+    words = ["prepare", "dielectric_2017", "--data_dir", str(small_disk)]
+    assert main(words) == 2
+    assert "error: data set dielectric_2017: [Errno 28]" in capsys.readouterr().err
+    (small_disk / "filler").unlink()
+    assert main(words) == 0
 
 
 def test_a_disk_that_fills_up(small_disk, tmp_path):

@@ -239,19 +239,22 @@ def test_ray_data_and_restart_give_the_same_bytes(tmp_path):
     """Through Ray Data, stopped half-way and resumed, the files are those of a single process."""
     made = records(60, r3={"crystal": caesium_chloride(z=104)}, r9={"crystal": None, "kind": "cif", "text": "x"})
     plain = prepare_from(ListSource(made), INFO, tmp_path / "a", executor="process")
-    finished = {}
+    finished, read = {}, []
 
     def identities():
         return {file.name: file.stat().st_ino for file in (tmp_path / "b").glob(".mine.*.staging/done-*.parquet")}
 
-    def stop(*_):
-        raise KeyboardInterrupt
+    def stop(what, *_):
+        read.append(what)
+        if what == "structures":
+            raise KeyboardInterrupt
 
     source = ListSource(made)
     with pytest.raises(KeyboardInterrupt):
         prepare_from(source, INFO, tmp_path / "b", executor="ray", progress=stop)
     before = identities()
     assert before
+    assert set(read) == {"records read", "structures"}
     seen = []
 
     def watch(*call):
@@ -261,6 +264,7 @@ def test_ray_data_and_restart_give_the_same_bytes(tmp_path):
     done = prepare_from(source, INFO, tmp_path / "b", executor="ray", progress=watch)
     assert finished.items() >= before.items() and len(finished) == 9
     assert source.reads == 1
+    assert {what for what, *_ in seen} == {"structures"}, "read once"
     assert seen[0][1] > 7 * (len(before) - 1) and seen[-1] == ("structures", 60, 60)
     assert files(done.path) == files(plain.path)
 

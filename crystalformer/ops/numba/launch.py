@@ -76,8 +76,9 @@ def attend(  # noqa: PLR0913 - the operands of one equation
     reason = refusal(q.device, q.dtype)
     if reason is not None:
         raise ValueError(reason)
-    as_operator = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    y: Tensor = (_attention if as_operator else _forward)(
+    # Under torch.compile as the registered operator; its wrappers take longer than a small crystal's attention.
+    attention = _attention if torch.compiler.is_compiling() else _Eager.apply
+    y: Tensor = attention(
         q.float(),
         k.float(),
         v.float(),
@@ -132,7 +133,7 @@ def _backward(
     sizes, pairs_of = _sizes(n, heads, features, basis), PLANS.plan(handle)
     kept = _kept(memory, sizes)
     rows, radial = _rows(pairs_of, kept.c, heads, cutoff_sigmas), _features(pairs_of, sizes)
-    g_y, dq, dk, dv = (np.zeros(len(kept.q), np.float32) for _ in range(4))
+    g_y, dq, dk, dv = (np.empty(len(kept.q), np.float32) for _ in range(4))
     dc = np.empty(len(kept.c), np.float32)
     p_pair, ds_pair = (np.empty(sizes.groups * int(rows.offset[-1]) * LANES, np.float32) for _ in range(2))
     to_lanes(_flat(dy), n, heads, features, g_y)
@@ -207,11 +208,24 @@ def _differentiate(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tenso
     if dy is None:
         return (None,) * 8
     settings = ctx.basis, ctx.cutoff_sigmas, ctx.weight_heads
-    *gradients, dweight = _attention_backward(dy.contiguous(), *ctx.saved_tensors, *settings)
+    backward = _attention_backward if torch.compiler.is_compiling() else _backward
+    *gradients, dweight = backward(dy.contiguous(), *ctx.saved_tensors, *settings)
     return *gradients, dweight if ctx.weight_heads else None, None, None, None
 
 
 _attention.register_autograd(_differentiate, setup_context=_save)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator outside torch.compile."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - the operator's
+        """As the operator's."""
+        return _forward(*inputs)
+
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_differentiate)
 
 
 def _lengths(sizes: kernels.Sizes) -> kernels.Kept:
