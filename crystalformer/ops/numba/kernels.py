@@ -97,6 +97,19 @@ class Sizes(NamedTuple):
 
 
 @compiled
+def _up_to(values: FloatArray, first: int, last: int, limit: float) -> int:
+    """How many of the sorted values first..last-1 are not above the limit."""
+    low, high = first, last
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] <= limit:
+            low = middle + 1
+        else:
+            high = middle
+    return low - first
+
+
+@compiled
 def reach(
     ptr: IntArray, distance: FloatArray, pair_ptr: IntArray, nearest: Int32Array, c: Floats, heads: int,
     cutoff_sigmas: float, used: IntArray, offset: IntArray,
@@ -109,8 +122,8 @@ def reach(
         for head in range(1, heads):
             widest = min(widest, c[(head // LANES * atoms + i) * LANES + head % LANES])
         radius = cutoff_sigmas / math.sqrt(2.0 * widest)
-        used[i] = np.searchsorted(distance[ptr[i] : ptr[i + 1]], radius, side="right")
-        offset[i + 1] = offset[i] + np.searchsorted(nearest[pair_ptr[i] : pair_ptr[i + 1]], used[i], side="left")
+        used[i] = _up_to(distance, ptr[i], ptr[i + 1], radius)
+        offset[i + 1] = offset[i] + _up_to(nearest, pair_ptr[i], pair_ptr[i + 1], used[i] - 1)
 
 
 @compiled

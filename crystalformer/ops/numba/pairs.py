@@ -110,8 +110,11 @@ def _transpose(key: Int32Array, by_key_ptr: IntArray, by_key: Int32Array) -> Non
     """Fill ``by_key_ptr``, which holds zeros, and ``by_key``."""
     for j in key:
         by_key_ptr[j + 1] += 1
-    by_key_ptr[:] = np.cumsum(by_key_ptr)
-    filled = by_key_ptr[:-1].copy()
+    atoms = len(by_key_ptr) - 1
+    filled = np.empty(atoms, np.int64)
+    for j in range(atoms):
+        filled[j] = by_key_ptr[j]
+        by_key_ptr[j + 1] += by_key_ptr[j]
     for e, j in enumerate(key):
         by_key[filled[j]] = e
         filled[j] += 1
