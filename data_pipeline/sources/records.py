@@ -146,13 +146,22 @@ def _json_line(line: str) -> Mapping[str, Any] | str:
 
 def _csv(path: Path) -> Iterator[Mapping[str, Any] | str]:
     csv.field_size_limit(1 << 30)
+    ended = False
+
+    def lines(stream: TextIO) -> Iterator[str]:
+        nonlocal ended
+        yield from stream
+        ended = True
+
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream)
+        reader = csv.reader(lines(stream))
         header = next(reader, None)
         if header is None:
             raise ValueError("it is empty")
         for row in reader:
-            if len(row) == len(header):
+            if ended:  # the reader asks for a further line only within quotes; half a structure may well parse
+                yield f"{_BROKEN}the file ends within quotes"
+            elif len(row) == len(header):
                 yield dict(zip(header, row, strict=True))
             elif row:
                 yield f"{_BROKEN}{len(row)} fields, but the heading has {len(header)}"

@@ -33,7 +33,7 @@ def test_the_benchmarks_own_help(capsys):
 @pytest.mark.slow
 def test_bench_data_measures_preparing_balance_and_a_made_up_table(tmp_path, capsys):
     file = tmp_path / "figures.json"
-    words = ["--rows", "D1,S3", "--sample", "20", "--synthetic", "300", "--json", str(file)]
+    words = ["--rows", "D1,S3", "--sample", "20", "--synthetic", "300", "--cif_rows", "60", "--json", str(file)]
     assert main(["bench", "data", *words]) == 0
     result = json.loads(file.read_text())
     assert "geometric mean (target 8)" in capsys.readouterr().out
@@ -41,4 +41,6 @@ def test_bench_data_measures_preparing_balance_and_a_made_up_table(tmp_path, cap
     balance = next(row for key, row in rows.items() if key[0] == "S3")
     assert 1 <= balance["mean"] <= 1.05 < balance["round_robin_mean"]
     assert rows["synthetic", "prepare by auto"]["rows"] == 300
+    for executor in ("process", "ray"):
+        assert rows["D1", f"prepare a CSV of CIF texts by {executor}"]["cpu_s"] > 0
     assert rows["synthetic", "iterate, limit 256 MB"]["rows"] == 240

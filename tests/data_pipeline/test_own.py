@@ -333,3 +333,13 @@ def test_numbers_of_every_wrong_kind_are_one_rule_each(tmp_path):
         6: "unreadable structure",
         12: "unreadable record",
     }
+
+
+def test_a_csv_file_cut_within_a_structure(tmp_path):
+    """Half a CIF file is one of fewer atoms."""
+    path = make("csv", tmp_path)
+    path.write_text(path.read_text().rstrip().removesuffix('"').rstrip().rpartition("\n")[0] + "\n")
+    done = prepare_source(OwnData(path=path, name="mine", split=(0.5, 0.2, 0.2)), tmp_path / "data")
+    assert [(row.row, row.reason) for row in done.rejected] == [
+        (N - 1, "unreadable record: the file ends within quotes")
+    ]
