@@ -23,7 +23,7 @@ Schedule = Literal["inverse_sqrt_nowarmup", "const"]
 TargetScaling = Literal["scale_bias", "bias", "scale", "no"]
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
-Backend = Literal["auto", "torch", "triton", "reference"]
+Backend = Literal["auto", "torch", "numba", "triton", "reference"]
 
 ALIASES = {
     "target_set": "dataset",
@@ -298,11 +298,18 @@ class TrainConfig:
             self.data.batch_size,
             f"at least num_workers * gradient_accumulation = {parts}: a crystal for each part of each worker",
         )
+        backend, elsewhere = self.scale.backend, {"triton": "cpu", "numba": "gpu"}
         _require(
-            self.scale.backend != "triton" or self.scale.device != "cpu",
+            self.scale.device != elsewhere.get(backend, ""),
             "backend",
-            self.scale.backend,
-            "auto, torch or reference where device is cpu",
+            backend,
+            f"auto, torch or reference where device is {self.scale.device}",
+        )
+        _require(
+            backend not in elsewhere or self.model.domain == "real",
+            "backend",
+            backend,
+            f"auto, torch or reference where domain is {self.model.domain}: it has no reciprocal space",
         )
 
     def to_flat(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ METRICS_FILE = "metrics.jsonl"
 PREDICTIONS_FILE = "predictions.csv"
 TENSORBOARD_FOLDER = "tensorboard"
 
-_LIBRARIES = ("torch", "ray", "deepspeed", "numpy", "triton", "crystalformer")
+_LIBRARIES = ("torch", "ray", "deepspeed", "numpy", "numba", "triton", "crystalformer")
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
 Row = dict[str, Any]

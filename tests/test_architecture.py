@@ -23,10 +23,10 @@ FORBIDDEN = {
     "tune": (),
 }
 ALLOWED_IN_CRYSTALFORMER = ("crystalformer", "torch", "numpy")
-LAZY_IN_CRYSTALFORMER = ("triton", "pymatgen", "safetensors")
+LAZY_IN_CRYSTALFORMER = ("triton", "numba", "llvmlite", "pymatgen", "safetensors")
 """Only inside functions and under TYPE_CHECKING."""
-KERNELS = "crystalformer.ops.triton"
-"""Modules of jit-compiled code: they may import triton at their top, and are themselves imported lazily."""
+KERNELS = {"crystalformer.ops.triton": ("triton",), "crystalformer.ops.numba": ("numba", "llvmlite")}
+"""Packages of jit-compiled code, imported lazily, and what they may import at their top."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ def complaint(importer: str, found: Import) -> str | None:
         return "is forbidden"
     if package != "crystalformer":
         return None
-    if within(found.module, KERNELS) and not within(importer, KERNELS):
+    if any(within(found.module, kernels) and not within(importer, kernels) for kernels in KERNELS):
         return None if found.lazy else "must be lazy"
     top = found.module.split(".")[0] or package
     if top in LAZY_IN_CRYSTALFORMER:
-        kernel = top == "triton" and within(importer, KERNELS)
+        kernel = any(top in compilers and within(importer, kernels) for kernels, compilers in KERNELS.items())
         return None if found.lazy or kernel else "must be lazy"
     return None if top in ALLOWED_IN_CRYSTALFORMER or top in sys.stdlib_module_names else "is not among the allowed"
 
@@ -135,6 +135,9 @@ BAD = [
     ("crystalformer/a.py", "from cluster import config", "cluster is forbidden"),
     ("crystalformer/ops/a.py", "from ...cluster import config", "cluster is forbidden"),
     ("crystalformer/a.py", "import triton", "triton must be lazy"),
+    ("crystalformer/a.py", "import numba", "numba must be lazy"),
+    ("crystalformer/ops/triton/a.py", "import numba", "numba must be lazy"),
+    ("crystalformer/a.py", "from crystalformer.ops import numba", "crystalformer.ops.numba must be lazy"),
     ("crystalformer/a.py", "if True:\n    from pymatgen.core import Structure", "pymatgen.core must be lazy"),
     ("crystalformer/a.py", "class A:\n    import safetensors", "safetensors must be lazy"),
     ("crystalformer/a.py", "from crystalformer.ops.triton import kernels", "crystalformer.ops.triton must be lazy"),
@@ -170,6 +173,7 @@ GOOD = [
     ),
     ("crystalformer/a.py", "def f():\n    import triton\n    from crystalformer.ops.triton import launch"),
     ("crystalformer/ops/triton/a.py", "import triton.language as tl\nfrom crystalformer.ops.triton import b"),
+    ("crystalformer/ops/numba/a.py", "from llvmlite import ir\nfrom crystalformer.ops.numba import b"),
     ("data_pipeline/a.py", "import ray.data\nfrom ray import data\nimport pyarrow\nray.data.range(3)"),
     ("cluster/a.py", "import torch, ray.train, crystalformer.batch, data_pipeline.schema"),
     ("tune/a.py", "from ray import tune as ray_tune\nimport optuna, cluster.config"),
@@ -204,7 +208,7 @@ def import_with_blocked(module: str, *blocked: str) -> subprocess.CompletedProce
 
 def test_crystalformer_needs_torch_and_numpy_only():
     done = import_with_blocked(
-        "crystalformer.artifact", "ray", "deepspeed", "pymatgen", "triton", "safetensors", "pyarrow"
+        "crystalformer.artifact", "ray", "deepspeed", "pymatgen", "triton", "numba", "safetensors", "pyarrow"
     )
     assert done.returncode == 0, done.stderr
 

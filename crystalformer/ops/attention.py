@@ -51,7 +51,7 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     rho (N, H): at least ``rho_min`` > 0. scale: Å. radial and weight (H or 1, D, K): the W b term, or None for none.
     cutoff_sigmas: an atom's sum ends at this many widths of its own widest Gaussian (reci: of the widest admitted).
     backend: "reference" (the dense oracle), "torch", "numba" (real domain, CPU, all but float64), "triton" (real
-    domain, GPU), or "auto": numba on the CPU and triton on a GPU for what they take, else torch; the choice is logged.
+    domain, GPU), or "auto": numba on the CPU and triton on a GPU for what they take, else torch; it is logged.
     Returns (N, H, D). Raises ValueError for an unknown backend or domain, shapes that do not fit, or operands that
     the named backend does not take.
     """
@@ -118,7 +118,7 @@ def _missing(name: str) -> str:
 
 
 def _takes(name: str, q: Tensor, bases: int) -> bool:
-    """Whether "auto" is the kernels of that name for operands like q; logged once, with the reason where it is not."""
+    """Whether "auto" is the kernels of that name for operands like q; logged once, with the reason where not."""
     reason: str | None = _missing(name)
     if find_spec(name) is not None:
         reason = _kernels(name).refusal(q.device, q.dtype, int(q.shape[1]), int(q.shape[2]), bases)

@@ -38,7 +38,9 @@ def from_lanes(values: Floats, atoms: int, heads: int, features: int, out: Float
 
 
 @compiled
-def weight_to_lanes(weight: Floats, step: int, heads: int, features: int, count: int, bases: int, out: Floats) -> None:
+def weight_to_lanes(
+    weight: Floats, step: int, heads: int, features: int, count: int, bases: int, out: Floats
+) -> None:
     """Fill out (G, bases, D, 8) from weight (H, D, count), or (1, D, count) with ``step`` 0 instead of D count.
 
     Bases from ``count`` on are zeros.
@@ -60,7 +62,7 @@ def weight_to_lanes(weight: Floats, step: int, heads: int, features: int, count:
 def weight_from_lanes(
     values: Floats, parts: int, heads: int, features: int, count: int, bases: int, out: Floats
 ) -> None:
-    """Fill out (H, D, count) from the sum of values (parts, G, bases, D, 8) over the parts, which is left in the first."""
+    """Fill out (H, D, count) from the sum of values (parts, G, bases, D, 8) over the parts, left in the first."""
     size = len(values) // parts
     for part in range(1, parts):
         for x in range(0, size, LANES):

@@ -1,7 +1,7 @@
 """Layouts, threads and autograd of the numba kernels: the operator ``crystalformer::numba_attention``.
 
-Legend of shapes: kernels.py. The atoms are cut into parts of fixed size, whatever the number of threads, and only the
-gradient of W is summed over parts: results do not depend on torch.set_num_threads.
+Legend of shapes: operands.py. Every atom's rows are summed by one thread, and the gradient of W over parts of fixed
+size, whatever the number of threads: results do not depend on torch.set_num_threads.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from crystalformer.batch import PackedShells
-from crystalformer.ops.numba import kernels
+from crystalformer.ops.numba import kernels, operands
+from crystalformer.ops.numba import radial as radial_kernels
 from crystalformer.ops.numba.lanes import from_lanes, to_lanes, weight_from_lanes, weight_to_lanes
-from crystalformer.ops.numba.pairs import PLANS, PairPlan
+from crystalformer.ops.numba.pairs import PLANS, Floats, PairPlan
 from crystalformer.ops.numba.simd import LANES
 from crystalformer.ops.radial import RadialBasis
 
@@ -101,7 +103,7 @@ def _forward(  # noqa: PLR0913 - the operands of one equation
     basis: Sequence[float],
     cutoff_sigmas: float,
 ) -> tuple[Tensor, Tensor]:
-    """y (N, H, D), and what the backward needs (kernels.Kept) in one piece.
+    """y (N, H, D), and what the backward needs (operands.Kept) in one piece.
 
     q, k, v (N, H, D); precision (N, H) in 1/Å²; weight (H or 1, D, K) or None; handle: the PairPlan's; basis: K,
     r_max, width of the radial features, or nothing.
@@ -109,7 +111,7 @@ def _forward(  # noqa: PLR0913 - the operands of one equation
     n, heads, features = q.shape
     sizes, pairs_of = _sizes(n, heads, features, basis), PLANS.plan(handle)
     make = q.new_empty if heads % LANES == 0 else q.new_zeros
-    memory = make(_kept_size(sizes))
+    memory = make(sum(_lengths(sizes)))
     kept = _kept(memory, sizes)
     for values, out in ((q, kept.q), (k, kept.k), (v, kept.v)):
         to_lanes(_flat(values), n, heads, features, out)
@@ -128,32 +130,24 @@ _attention = torch.library.custom_op("crystalformer::numba_attention", _forward,
 def _backward(
     dy: Tensor, memory: Tensor, handle: Tensor, basis: Sequence[float], cutoff_sigmas: float, weight_heads: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v (N, H, D), precision (N, H) and weight (weight_heads, D, K), from what the forward kept."""
+    """Gradients of q, k, v (N, H, D), precision (N, H), weight (weight_heads, D, K), from what the forward kept."""
     n, heads, features = dy.shape
     sizes, pairs_of = _sizes(n, heads, features, basis), PLANS.plan(handle)
     kept = _kept(memory, sizes)
     rows, radial = _rows(pairs_of, kept.c, heads, cutoff_sigmas), _features(pairs_of, sizes)
-    g_y, dq, dk, dv = (np.empty(len(kept.q), np.float32) for _ in range(4))
-    dc = np.empty(len(kept.c), np.float32)
-    p_pair, ds_pair = (np.empty(sizes.groups * int(rows.offset[-1]) * LANES, np.float32) for _ in range(2))
-    to_lanes(_flat(dy), n, heads, features, g_y)
-
-    def by_query(first: int, last: int) -> None:
-        kernels.backward_queries(rows, sizes, radial(), first, last, kept, g_y, dq, dc, p_pair, ds_pair)
-
-    def by_key(first: int, last: int) -> None:
-        lists = pairs_of.by_key_ptr, pairs_of.by_key, pairs_of.query
-        kernels.backward_keys(*lists, rows, sizes, first, last, kept.q, g_y, p_pair, ds_pair, dk, dv)
-
-    _share(by_query, rows)
-    _share(by_key, rows)
-    dweight = _weight_gradient(rows, sizes, g_y, kept.sums, dy, basis, weight_heads)
-    scores = dy.new_empty(n, heads, 1)
-    return (*(_from_lanes(d, dy) for d in (dq, dk, dv)), _from_lanes(dc, scores).squeeze(-1), dweight)
+    row, pairs = len(kept.q), sizes.groups * int(rows.offset[-1]) * LANES
+    grads = operands.Gradients(*(np.empty(size, np.float32) for size in (*(row,) * 4, len(kept.c), pairs, pairs)))
+    by_key = operands.ByKey(pairs_of.by_key_ptr, pairs_of.by_key, pairs_of.query)
+    to_lanes(_flat(dy), n, heads, features, grads.dy)
+    _share(lambda first, last: kernels.backward_queries(rows, sizes, radial(), first, last, kept, grads), rows)
+    _share(lambda first, last: kernels.backward_keys(by_key, rows, sizes, first, last, kept, grads), rows)
+    dq, dk, dv = (_from_lanes(d, dy) for d in (grads.dq, grads.dk, grads.dv))
+    dprecision = _from_lanes(grads.dc, dy.new_empty(n, heads, 1)).squeeze(-1)
+    return dq, dk, dv, dprecision, _weight_gradient(rows, sizes, grads.dy, kept.sums, dy, basis, weight_heads)
 
 
 def _weight_gradient(
-    rows: kernels.Rows, sizes: kernels.Sizes, dy: kernels.Floats, sums: kernels.Floats, like: Tensor,
+    rows: operands.Rows, sizes: operands.Sizes, dy: Floats, sums: Floats, like: Tensor,
     basis: Sequence[float], weight_heads: int,
 ) -> Tensor:  # fmt: skip
     """(weight_heads, D, K), summed part by part; like (N, H, D)."""
@@ -163,15 +157,13 @@ def _weight_gradient(
     part, count = max(PART, -(-n // MOST_PARTS)), int(basis[0])
     parts = -(-n // part)
     lanes = np.empty(parts * sizes.groups * sizes.bases * features * LANES, np.float32)
-    _share(lambda first, last: kernels.backward_weight(sizes, first, last, dy, sums, lanes, part), rows, part)
+    _share(lambda first, last: radial_kernels.backward_weight(sizes, first, last, dy, sums, lanes, part), rows, part)
     gradient = like.new_empty(heads, features, count)
     weight_from_lanes(lanes, parts, heads, features, count, sizes.bases, _flat(gradient))
     return gradient if weight_heads == heads else gradient.sum(0, keepdim=True)
 
 
-_attention_backward = torch.library.custom_op(
-    "crystalformer::numba_attention_backward", _backward, mutates_args=()
-)
+_attention_backward = torch.library.custom_op("crystalformer::numba_attention_backward", _backward, mutates_args=())
 
 
 @_attention.register_fake
@@ -185,7 +177,8 @@ def _attention_shapes(  # noqa: PLR0913 - the operator's own arguments
     basis: Sequence[float],
     cutoff_sigmas: float,
 ) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(_kept_size(_sizes(*q.shape, basis)))
+    n, heads, features = q.shape
+    return q.new_empty(q.shape), q.new_empty(sum(_lengths(_sizes(n, heads, features, basis))))
 
 
 @_attention_backward.register_fake
@@ -194,7 +187,8 @@ def _attention_backward_shapes(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n, heads, features = dy.shape
     dq, dk, dv = (dy.new_empty(dy.shape) for _ in range(3))
-    return dq, dk, dv, dy.new_empty(n, heads), dy.new_empty(weight_heads, features, int(basis[0]) if weight_heads else 0)
+    bases = int(basis[0]) if weight_heads else 0
+    return dq, dk, dv, dy.new_empty(n, heads), dy.new_empty(weight_heads, features, bases)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401 - torch's context
@@ -205,10 +199,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _differentiate(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    return _gradients(ctx, dy, _attention_backward)
+
+
+def _gradients(ctx: Any, dy: Tensor | None, backward: Callable[..., Any]) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    """Gradients of the operator's operands, by its registered backward or the function behind it."""
     if dy is None:
         return (None,) * 8
     settings = ctx.basis, ctx.cutoff_sigmas, ctx.weight_heads
-    backward = _attention_backward if torch.compiler.is_compiling() else _backward
     *gradients, dweight = backward(dy.contiguous(), *ctx.saved_tensors, *settings)
     return *gradients, dweight if ctx.weight_heads else None, None, None, None
 
@@ -225,49 +223,51 @@ class _Eager(torch.autograd.Function):
         return _forward(*inputs)
 
     setup_context = staticmethod(_save)
-    backward = staticmethod(_differentiate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        """As the operator's."""
+        return _gradients(ctx, dy, _backward)
 
 
-def _lengths(sizes: kernels.Sizes) -> kernels.Kept:
+def _lengths(sizes: operands.Sizes) -> tuple[int, ...]:
     """Numbers in each array of Kept."""
     atoms = sizes.groups * sizes.atoms * LANES
     rows, weight = atoms * sizes.features, sizes.groups * sizes.bases * sizes.features * LANES
-    return kernels.Kept(rows, rows, rows, atoms, weight, rows, atoms, atoms * sizes.bases)
+    return rows, rows, rows, atoms, weight, rows, atoms, atoms * sizes.bases
 
 
-def _kept_size(sizes: kernels.Sizes) -> int:
-    return sum(_lengths(sizes))
-
-
-def _kept(memory: Tensor, sizes: kernels.Sizes) -> kernels.Kept:
-    """The arrays in a tensor of ``_kept_size`` numbers."""
+def _kept(memory: Tensor, sizes: operands.Sizes) -> operands.Kept:
+    """The arrays in a tensor of as many numbers."""
     lengths = _lengths(sizes)
-    ends, numbers = list(accumulate(lengths)), memory.numpy()
-    return kernels.Kept(*(numbers[end - length : end] for end, length in zip(ends, lengths, strict=True)))
+    ends, numbers = accumulate(lengths), memory.numpy()
+    return operands.Kept(*(numbers[end - length : end] for end, length in zip(ends, lengths, strict=True)))
 
 
-def _flat(values: Tensor) -> kernels.Floats:
+def _flat(values: Tensor) -> Floats:
     """The numbers of a tensor, in its memory where it is contiguous."""
-    numbers: kernels.Floats = values.detach().contiguous().view(-1).numpy()
+    numbers: Floats = values.detach().contiguous().view(-1).numpy()
     return numbers
 
 
-def _from_lanes(values: kernels.Floats, like: Tensor) -> Tensor:
+def _from_lanes(values: Floats, like: Tensor) -> Tensor:
     """(N, H, F), the shape of ``like``, from (G, N, F, 8)."""
     out = torch.empty(like.shape, dtype=like.dtype)
-    from_lanes(values, *like.shape, out.view(-1).numpy())
+    n, heads, features = like.shape
+    from_lanes(values, n, heads, features, out.view(-1).numpy())
     return out
 
 
-def _sizes(atoms: int, heads: int, features: int, basis: Sequence[float]) -> kernels.Sizes:
+def _sizes(atoms: int, heads: int, features: int, basis: Sequence[float]) -> operands.Sizes:
     groups = -(-heads // LANES)
     scale = np.float32(1.0 / math.sqrt(features))
     if not basis:
-        return kernels.Sizes(groups, atoms, features, 0, 0, 1.0, 1.0, scale)
+        return operands.Sizes(groups, atoms, features, 0, 0, 1.0, 1.0, scale)
     count, spacing, width = int(basis[0]), basis[1] / basis[0], basis[2]
     window = _round_up(math.ceil(2.0 * REACH * width / spacing) + LANES)  # as it begins at a multiple of eight
     bases = _round_up(count)
-    return kernels.Sizes(groups, atoms, features, bases, min(window, bases), spacing, width, scale)
+    return operands.Sizes(groups, atoms, features, bases, min(window, bases), spacing, width, scale)
 
 
 def _round_up(count: int) -> int:
@@ -275,32 +275,32 @@ def _round_up(count: int) -> int:
     return -(-count // LANES) * LANES
 
 
-def _rows(plan: PairPlan, c: kernels.Floats, heads: int, cutoff_sigmas: float) -> kernels.Rows:
+def _rows(plan: PairPlan, c: Floats, heads: int, cutoff_sigmas: float) -> operands.Rows:
     """The plan's arrays as far as the atoms' Gaussians reach."""
     n = len(plan.ptr) - 1
-    used, offset = np.empty(n, np.int64), np.empty(n + 1, np.int64)
-    kernels.reach(plan.ptr, plan.distance, plan.pair_ptr, plan.nearest, c, heads, cutoff_sigmas, used, offset)
-    shells = plan.ptr, plan.distance, plan.farness, plan.count, plan.pair
-    return kernels.Rows(*shells, plan.pair_ptr, plan.key, plan.nearest, used, offset)
+    shells, pairs = (plan.ptr, plan.distance, plan.farness, plan.images, plan.pair), (plan.pair_ptr, plan.key)
+    rows = operands.Rows(*shells, *pairs, plan.nearest, np.empty(n, np.int64), np.empty(n + 1, np.int64))
+    operands.reach(rows, c, heads, cutoff_sigmas)
+    return rows
 
 
-def _features(plan: PairPlan, sizes: kernels.Sizes) -> Callable[[], kernels.Features]:
-    """What gives a thread the radial features to use: those kept with the plan, or memory of its own to make them in."""
+def _features(plan: PairPlan, sizes: operands.Sizes) -> Callable[[], operands.Features]:
+    """What gives a thread the radial features to use: those kept with the plan, or its own memory to make them in."""
     shells = len(plan.distance)
     if shells * sizes.window > FEATURE_LIMIT:
         most = int(np.diff(plan.ptr).max())
-        return lambda: kernels.Features(
+        return lambda: operands.Features(
             np.empty(most * sizes.window, np.float32), np.empty(most, np.int32), np.empty(0, np.int64)
         )
     key = sizes.bases, sizes.spacing, sizes.width
     if key not in plan.features:
         b, begin = np.empty(shells * sizes.window, np.float32), np.empty(shells, np.int32)
         plan.features[key] = b, begin, np.zeros(len(plan.ptr) - 1, np.int64)
-    kept = kernels.Features(*plan.features[key])
+    kept = operands.Features(*plan.features[key])
     return lambda: kept
 
 
-def _share(work: Callable[[int, int], None], rows: kernels.Rows, step: int = 1) -> None:
+def _share(work: Callable[[int, int], None], rows: operands.Rows, step: int = 1) -> None:
     """Call ``work(first, last)`` for all atoms, on torch's number of threads with as many shells each.
 
     Only multiples of ``step`` are cut at.

@@ -25,15 +25,17 @@ class PairPlan:
     """Shells and their pairs, as the kernels read them.
 
     ptr (N+1,), distance (S,) Å: of the shells (batch.PackedShells). farness (S,): minus the squared distance, Å².
-    count (S,): images in the shell. pair (S,): the shell's pair among those of its atom. pair_ptr (N+1,): where an atom's pairs begin. key (E,): j. query (E,): i. nearest (E,): the pair's first
-    shell among those of its atom. by_key (E,): the pairs in order of j, then i; by_key_ptr (N+1,): where those of
-    an atom begin. features: of each radial basis (count, spacing and width in Å), as kernels.Features keeps them.
+    images (S,): of the shell. pair (S,): the shell's pair among those of its atom.
+    pair_ptr (N+1,): where an atom's pairs begin. key (E,): j. query (E,): i. nearest (E,): the pair's first shell
+    among those of its atom.
+    by_key (E,): the pairs in order of j, then i; by_key_ptr (N+1,): where those of an atom begin.
+    features: of each radial basis (count, spacing and width in Å), as operands.Features keeps them.
     """
 
     ptr: IntArray
     distance: FloatArray
     farness: Floats
-    count: Floats
+    images: Floats
     pair: Int32Array
     pair_ptr: IntArray
     key: Int32Array
@@ -41,9 +43,7 @@ class PairPlan:
     nearest: Int32Array
     by_key_ptr: IntArray
     by_key: Int32Array
-    features: dict[tuple[int, float, float], tuple[Floats, Int32Array, IntArray]] = field(
-        default_factory=dict
-    )
+    features: dict[tuple[int, float, float], tuple[Floats, Int32Array, IntArray]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, shells: PackedShells) -> PairPlan:
@@ -59,7 +59,7 @@ class PairPlan:
             ptr=ptr,
             distance=distance,
             farness=-np.square(distance, dtype=np.float32, casting="same_kind"),
-            count=shells.count.numpy().astype(np.float32),
+            images=shells.count.numpy().astype(np.float32),
             pair=pair,
             pair_ptr=pair_ptr,
             key=key,

@@ -38,7 +38,7 @@ Typed = tuple[Any, Code]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class Vector(types.Type):  # type: ignore[misc]  # numba has no types
+class Vector(types.Type):
     """numba's type of eight float32."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Vector(types.Type):  # type: ignore[misc]  # numba has no types
 
 
 @register_model(Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Vector) -> None:  # noqa: ANN401 - numba's
         super().__init__(manager, kind, _FLOATS)
 
@@ -78,7 +78,7 @@ def load(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG001
 
 @intrinsic
 def broadcast(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG001
-    """The number of a flat float32 array at ``index``, eight times; unlike Python's, an index is never from the end."""
+    """The number of a flat float32 array at ``index`` eight times; unlike Python's, never counted from the end."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
         data = make_array(signature.args[0])(context, builder, args[0]).data

@@ -50,14 +50,26 @@ def test_what_does_not_fit_is_refused(changed, message):
         call(batch, operands(batch), **changed)
 
 
-@pytest.mark.parametrize("domain", ["real", "reci"])
-def test_auto_is_the_torch_backend_on_a_cpu(domain):
+CHOSEN = [
+    ("real", torch.float64, "torch"),
+    ("reci", torch.float64, "torch"),
+    ("reci", torch.float32, "torch"),
+    ("real", torch.float32, "numba"),
+    ("real", torch.bfloat16, "numba"),
+]
+
+
+@pytest.mark.parametrize(("domain", "dtype", "backend"), CHOSEN)
+def test_auto_on_a_cpu_is_numba_for_what_it_takes_and_else_torch(domain, dtype, backend):
     batch = batch_of(*golden_crystals())
-    given = operands(batch, domain=domain, radial=RADIAL if domain == "real" else None)
-    default, chosen = call(batch, given), call(batch, given, backend="torch")
+    given = operands(batch, domain=domain, radial=RADIAL if domain == "real" else None).to(dtype)
+    default, chosen = call(batch, given), call(batch, given, backend=backend)
     assert torch.equal(default, chosen)
     assert torch.equal(call(batch, given, backend="auto"), chosen)
-    assert not torch.equal(call(batch, given, backend="reference"), chosen)
+    if dtype != torch.bfloat16:
+        assert not torch.equal(call(batch, given, backend="reference"), chosen)
+        if backend == "numba":
+            assert not torch.equal(call(batch, given, backend="torch"), chosen)
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])

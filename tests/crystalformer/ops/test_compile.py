@@ -10,6 +10,7 @@ import torch._dynamo
 from crystalformer import CrystalBatch, Crystalformer, ModelConfig
 from crystalformer.ops import torch_backend
 from crystalformer.ops.blocks import PLANS
+from crystalformer.ops.numba import launch
 
 SMALL = dict(num_layers=2, model_dim=32, head_num=4, ff_dim=64, embedding_dim=[32], value_pe_dist_real=16)
 
@@ -26,9 +27,9 @@ BATCHES = ([3, 5, 2, 7, 1], [4, 20, 7, 1, 2, 6], [6, 6], [1, 2, 9, 4, 3, 3, 3])
 """Atoms of each crystal. The first batch's sizes equal no other dimension: torch would take the two for one."""
 
 
-def frozen_model(dtype: torch.dtype, **settings) -> Crystalformer:
+def frozen_model(dtype: torch.dtype, backend: str = "torch", **settings) -> Crystalformer:
     torch.manual_seed(0)
-    model = Crystalformer(ModelConfig(**{**SMALL, **settings}), backend="torch").to(dtype)
+    model = Crystalformer(ModelConfig(**{**SMALL, **settings}), backend=backend).to(dtype)
     model.freeze_statistics(crystals(9, [5, 4, 6]))
     return model
 
@@ -51,20 +52,27 @@ def compare(compiled: Crystalformer, model: Crystalformer, sizes: list[int], tol
 
 
 @pytest.mark.parametrize(
-    ("domain", "dtype"),
-    [("real", torch.float32), ("reci", torch.float32), ("real-reci", torch.float32), ("multihead", torch.float64)],
+    ("domain", "dtype", "backend"),
+    [
+        ("real", torch.float32, "torch"),
+        ("real", torch.float32, "numba"),
+        ("reci", torch.float32, "auto"),
+        ("real-reci", torch.float32, "auto"),
+        ("multihead", torch.float64, "torch"),
+    ],
 )
-def test_full_graph_gives_the_eager_numbers(domain: str, dtype: torch.dtype) -> None:
+def test_full_graph_gives_the_eager_numbers(domain: str, dtype: torch.dtype, backend: str) -> None:
     torch._dynamo.reset()
-    model = frozen_model(dtype, domain=domain)
+    model = frozen_model(dtype, backend, domain=domain)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for sizes in BATCHES[:2]:
         compare(compiled, model, sizes, 1e-5 if dtype == torch.float32 else 1e-12)
 
 
-def test_other_batches_do_not_compile_again() -> None:
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_other_batches_do_not_compile_again(backend: str) -> None:
     torch._dynamo.reset()
-    model = frozen_model(torch.float32)
+    model = frozen_model(torch.float32, backend)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for sizes in BATCHES:
@@ -82,10 +90,11 @@ def test_inductor_gives_the_eager_numbers() -> None:
         compare(compiled, model, sizes, 1e-4)
 
 
-def test_autocast_computes_attention_in_float32() -> None:
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_autocast_computes_attention_in_float32(backend: str) -> None:
     """bf16 activations around it: the output differs from float32's by the rounding of bf16, not by much more."""
     torch._dynamo.reset()
-    model = frozen_model(torch.float32)
+    model = frozen_model(torch.float32, backend)
     batch = model.prepare(crystals(3, [4, 7, 20]))
     expected = model(batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -96,9 +105,9 @@ def test_autocast_computes_attention_in_float32() -> None:
     torch.testing.assert_close(compiled, found, rtol=0.02, atol=0.02 * float(expected.detach().abs().max()))
 
 
-@pytest.mark.parametrize("domain", ["real", "multihead"])
-def test_a_bf16_model_trains(domain: str) -> None:
-    model = frozen_model(torch.float32, domain=domain).to(torch.bfloat16)
+@pytest.mark.parametrize(("domain", "backend"), [("real", "torch"), ("real", "numba"), ("multihead", "auto")])
+def test_a_bf16_model_trains(domain: str, backend: str) -> None:
+    model = frozen_model(torch.float32, backend, domain=domain).to(torch.bfloat16)
     output = model(crystals(3, [4, 7, 20]))
     found = gradients(model, output)
     assert output.dtype == torch.bfloat16
@@ -123,10 +132,21 @@ def test_the_operators_are_proper(weighted: bool) -> None:
     torch.library.opcheck(torch_backend._reciprocal, (q, k, v, rho, waves, 2.2))
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_numba_operator_is_proper(weighted: bool) -> None:
+    batch = crystals(4, [3, 6])
+    q, k, v = (torch.randn(9, 4, 8, requires_grad=True) for _ in range(3))
+    precision = torch.rand(9, 4).add_(0.5).requires_grad_()
+    weight = torch.rand(4, 8, 16, requires_grad=True) if weighted else None
+    basis = [16.0, 14.0, 0.875] if weighted else []
+    given = (q, k, v, precision, weight, launch.plan(batch.shells(8.0)), basis, 6.0)
+    torch.library.opcheck(launch._attention, given, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("domain", ["real", "reci"])
 def test_a_graph_keeps_the_plan_of_a_batch_that_is_gone(domain: str) -> None:
     torch._dynamo.reset()
-    model = frozen_model(torch.float32, domain=domain)
+    model = frozen_model(torch.float32, "auto", domain=domain)
     expected = gradients(model, model(crystals(3, [4, 7])))
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     found = gradients(model, compiled(model.prepare(crystals(3, [4, 7]))))

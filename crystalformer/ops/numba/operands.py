@@ -1,0 +1,132 @@
+"""What the kernels are handed, and how far each atom reaches.
+
+Eight heads go side by side in one vector, so no sum ever runs across a vector and any number of features, of radial
+bases and of heads (filled up with zeros) will do. All arrays are flat; legend of their shapes:
+
+    G groups of eight heads · N atoms · S shells · E pairs, P of them in reach · D features a head
+    K radial bases, filled up to a multiple of eight
+    q, k, v, y, dy … (G, N, D, 8) · c, lse, dc (G, N, 8) · sums (G, N, K, 8) · weight (G, K, D, 8) · pairs (G, P, 8)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from crystalformer.ops.numba.pairs import FloatArray, Floats, Int32Array, IntArray
+from crystalformer.ops.numba.simd import LANES, compiled
+
+
+class Rows(NamedTuple):
+    """PairPlan's arrays of those names; used (N,): shells that an atom uses; offset (N+1,): used pairs before it."""
+
+    ptr: IntArray
+    distance: FloatArray
+    farness: Floats
+    images: Floats
+    pair: Int32Array
+    pair_ptr: IntArray
+    key: Int32Array
+    nearest: Int32Array
+    used: IntArray
+    offset: IntArray
+
+
+class Features(NamedTuple):
+    """Radial features: b (S, window), and the window's first, begin (S,); of the first made (N,) shells of an atom.
+
+    Kept for all layers; or, in a large batch, of one atom at a time and without ``made``.
+    """
+
+    b: Floats
+    begin: Int32Array
+    made: IntArray
+
+
+class Kept(NamedTuple):
+    """What the forward keeps for the backward, in the shapes above."""
+
+    q: Floats
+    k: Floats
+    v: Floats
+    c: Floats
+    weight: Floats
+    y: Floats
+    lse: Floats
+    sums: Floats
+
+
+class Gradients(NamedTuple):
+    """What the backward reads and writes; p, ds: the pairs' softmax weights and the gradients of their scores."""
+
+    dy: Floats
+    dq: Floats
+    dk: Floats
+    dv: Floats
+    dc: Floats
+    p: Floats
+    ds: Floats
+
+
+class ByKey(NamedTuple):
+    """PairPlan's arrays by_key_ptr, by_key and query."""
+
+    ptr: IntArray
+    pair: Int32Array
+    query: Int32Array
+
+
+class Sizes(NamedTuple):
+    """G, N, D and K; window: a multiple of 8, 0 without radial bases; spacing and width of the Gaussians, Å.
+
+    scale: of q k, 1/sqrt(D).
+    """
+
+    groups: int
+    atoms: int
+    features: int
+    bases: int
+    window: int
+    spacing: float
+    width: float
+    scale: np.float32
+
+
+@compiled
+def _up_to(values: FloatArray | Int32Array, first: int, last: int, limit: float) -> int:
+    """How many of the sorted values first..last-1 are not above the limit."""
+    low, high = first, last
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] <= limit:
+            low = middle + 1
+        else:
+            high = middle
+    return low - first
+
+
+@compiled
+def reach(rows: Rows, c: Floats, heads: int, cutoff_sigmas: float) -> None:
+    """Fill used and offset of the rows: every atom stops at so many widths of its own widest Gaussian."""
+    atoms, rows.offset[0] = len(rows.used), 0
+    for i in range(atoms):
+        widest = c[i * LANES]
+        for head in range(1, heads):
+            widest = min(widest, c[(head // LANES * atoms + i) * LANES + head % LANES])
+        radius = cutoff_sigmas / math.sqrt(2.0 * widest)
+        first, last = rows.ptr[i], rows.ptr[i + 1]
+        # At least the atom itself, also where the radius is not a number: the result then is none either.
+        rows.used[i] = max(_up_to(rows.distance, first, last, radius), min(1, last - first))
+        pairs = _up_to(rows.nearest, rows.pair_ptr[i], rows.pair_ptr[i + 1], rows.used[i] - 1)
+        rows.offset[i + 1] = rows.offset[i] + pairs
+
+
+@compiled
+def most_used(rows: Rows, first: int, last: int) -> tuple[int, int]:
+    """The most shells and the most pairs that an atom of first..last-1 uses."""
+    shells, pairs = 1, 1
+    for i in range(first, last):
+        shells, pairs = max(shells, rows.used[i]), max(pairs, rows.offset[i + 1] - rows.offset[i])
+    return shells, pairs
