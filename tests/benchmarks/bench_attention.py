@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from crystalformer import CrystalBatch, ModelConfig
-from crystalformer.ops import RadialBasis, attention, blocks, periodic_attention, reference
+from crystalformer.ops import RadialBasis, attention, periodic_attention, reference
 from tests.benchmarks.crystals import batch, crystals
 from tests.benchmarks.measure import Row, environment, product_rate, report, timing
+from tests.benchmarks.operations import attention_operations
 
 ORACLE_BOX = 2
 """Images -2..2 along each lattice vector: the authors' least."""
@@ -53,7 +54,7 @@ def run(*, device: str = "cpu", repeats: int = 25) -> dict[str, Any]:
 
 
 def layer(members: CrystalBatch, backend: str, domain: attention.Domain = "real") -> Callable[[], None]:
-    """Forward and backward of one attention layer with random operands; rho as at the start of a training, near 1."""
+    """Forward and backward of one attention layer with random operands."""
     config, device = ModelConfig(), members.device
     generator = torch.Generator().manual_seed(0)
     shape = (members.num_atoms, config.head_num, config.head_dim)
@@ -62,7 +63,7 @@ def layer(members: CrystalBatch, backend: str, domain: attention.Domain = "real"
         return values.to(device).requires_grad_()
 
     q, k, v = (leaf(torch.randn(shape, generator=generator)) for _ in range(3))
-    rho = leaf(1.0 + 0.1 * torch.rand(shape[:2], generator=generator))
+    rho = leaf(layer_rho(members).cpu())
     radial = weight = None
     if domain == "real":
         count, r_max = config.value_pe_dist_real, config.radial_max(0)
@@ -99,6 +100,12 @@ def layer(members: CrystalBatch, backend: str, domain: attention.Domain = "real"
     return call
 
 
+def layer_rho(members: CrystalBatch) -> Tensor:
+    """(N, H) as at the start of a training, near 1."""
+    heads = ModelConfig().head_num
+    return 1.0 + 0.1 * torch.rand(members.num_atoms, heads, generator=torch.Generator().manual_seed(1))
+
+
 def _row(
     backend: str, count: int, device: str, repeats: int, domain: attention.Domain = "real", warmup: int = 3
 ) -> Row:
@@ -118,37 +125,20 @@ def _row(
     if domain == "real":
         images = float(members.shells(ModelConfig().neighbor_radius).count.sum())
         row["images_an_atom"] = images / members.num_atoms
-    if domain == "real" and backend == "torch":
-        row["gflop"] = operations(members) / 1e9
     return row
 
 
-def operations(members: CrystalBatch) -> float:
-    """Floating-point operations of a layer's matrix products, forward and backward, with its plan's tables.
-
-    For each shell row, H·K for the radial sums and as many for their gradient; for each pair of a block, seven
-    products over H·D; W applied once an atom, its gradient and the sums' gradient.
-    """
-    config, total = ModelConfig(), 0.0
-    handle = attention.block_plan(members, config.neighbor_radius, torch.empty(0))
-    for block in blocks.PLANS.plan(handle).blocks:
-        if block.tables is None:
-            raise RuntimeError("operations are counted after a layer has run")
-        total += 4.0 * block.queries * block.tables.rows.capacity * config.head_num * config.value_pe_dist_real
-        total += 14.0 * block.queries * block.tables.num_keys * config.model_dim
-    return total + 6.0 * members.num_atoms * config.model_dim * config.value_pe_dist_real
-
-
 def _against_oracle(count: int, repeats: int) -> list[Row]:
-    ours = _row("torch", count, "cpu", repeats)
-    rate = product_rate("cpu")
-    ours["roofline_ms"] = 1e3 * ours["gflop"] * 1e9 / rate
+    ours, plain = (_row(backend, count, "cpu", repeats) for backend in ("numba", "torch"))
+    members, config = batch(crystals(count)), ModelConfig()
+    work = attention_operations(members, layer_rho(members), config.layer_scale_real(0), config)
+    ours["gflop"], ours["roofline_ms"] = work / 1e9, 1e3 * work / product_rate("cpu")
     ours["of_roofline"] = ours["ms"] / ours["roofline_ms"]
     dense = _row("reference", count, "cpu", 1, warmup=0)
     ours["times_faster"] = dense["ms"] / ours["ms"]
     if torch.get_num_threads() == 1:
         ours["times_faster_cpu"] = dense["cpu_ms"] / ours["cpu_ms"]
-    return [ours, dense, _row("torch", count, "cpu", repeats, "reci")]
+    return [ours, plain, dense, _row("torch", count, "cpu", repeats, "reci")]
 
 
 if __name__ == "__main__":

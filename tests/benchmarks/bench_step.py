@@ -27,9 +27,10 @@ from unittest import mock
 import torch
 
 from crystalformer import CrystalBatch, Crystalformer, ModelConfig
-from crystalformer.ops import attention, blocks, reference
+from crystalformer.ops import attention, reference
 from tests.benchmarks.crystals import batch, crystals, supercell
 from tests.benchmarks.measure import Row, environment, product_rate, report, timing
+from tests.benchmarks.operations import step_operations
 
 ORACLE_BOX = 2
 """Images -2..2 along each lattice vector: the authors' least."""
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--crystals", default="32,64", help="batch sizes of C1 on the CPU")
     parser.add_argument("--threads", default="1,all", help="thread counts of C1 on the CPU")
-    parser.add_argument("--memory", choices=("batch", "torch", "reference"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory", choices=("batch", "auto", "reference"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.memory:
         return _memory_of(options.memory)
@@ -104,26 +105,6 @@ def _freeze(model: Crystalformer, members: CrystalBatch) -> None:
     model.load_state_dict(twin.state_dict())
 
 
-def operations(model: Crystalformer, members: CrystalBatch) -> float:
-    """Floating-point operations of a step's matrix products: linear layers and attention, forward and backward.
-
-    Attention: for each shell row used, H·K for the radial sums and as many for their gradient; for each pair of a
-    block, seven products over H·D (scores, values, and the backward's five).
-    """
-    config, n = model.config, members.num_atoms
-    linear = 4 * config.model_dim**2 + 2 * config.model_dim * config.ff_dim
-    total = 3.0 * 2.0 * n * linear * config.num_layers
-    handle = attention.block_plan(members, config.neighbor_radius, model.embedding)
-    for block in blocks.PLANS.plan(handle).blocks:
-        if block.tables is None:
-            raise RuntimeError("operations are counted after a step")
-        rows = block.queries * block.tables.rows.capacity
-        radial = 2.0 * 2.0 * rows * config.head_num * config.value_pe_dist_real
-        pairs = 7.0 * 2.0 * block.queries * block.tables.num_keys * config.model_dim
-        total += config.num_layers * (radial + pairs)
-    return total + config.num_layers * 3.0 * 2.0 * n * config.model_dim * config.value_pe_dist_real
-
-
 def _speed(repeats: int, counts: Sequence[int], thread_counts: Sequence[int]) -> list[Row]:
     rows = []
     every = torch.get_num_threads()
@@ -132,9 +113,9 @@ def _speed(repeats: int, counts: Sequence[int], thread_counts: Sequence[int]) ->
         rate = product_rate("cpu")
         for count in counts:
             members = batch(crystals(count))
-            model, step = training_step(members, "torch")
+            model, step = training_step(members, "auto")
             ours = timing(step, repeats, "cpu", warmup=3)
-            work = operations(model, members)
+            work = step_operations(model, members)
             dense = timing(training_step(members, "reference")[1], 1, "cpu", warmup=0)
             rows.append(
                 {
@@ -169,9 +150,9 @@ def _speed_on_gpu(repeats: int) -> list[Row]:
 
 
 def _memory() -> list[Row]:
-    peaks = {what: _peak_mb(what) for what in ("batch", "torch", "reference")}
-    ours, dense = (peaks[what] - peaks["batch"] for what in ("torch", "reference"))
-    row: Row = {"row": "C2", "crystals": 32, "peak_mb": peaks["torch"], "oracle_peak_mb": peaks["reference"]}
+    peaks = {what: _peak_mb(what) for what in ("batch", "auto", "reference")}
+    ours, dense = (peaks[what] - peaks["batch"] for what in ("auto", "reference"))
+    row: Row = {"row": "C2", "crystals": 32, "peak_mb": peaks["auto"], "oracle_peak_mb": peaks["reference"]}
     return [{**row, "batch_only_mb": peaks["batch"], "share": ours / dense, "raw": peaks}]
 
 
