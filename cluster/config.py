@@ -298,7 +298,7 @@ class TrainConfig:
             self.data.batch_size,
             f"at least num_workers * gradient_accumulation = {parts}: a crystal for each part of each worker",
         )
-        backend, elsewhere = self.scale.backend, {"triton": "cpu", "numba": "gpu"}
+        backend, elsewhere = self.scale.backend, {"triton": "cpu", "numba": "cuda"}
         _require(
             self.scale.device != elsewhere.get(backend, ""),
             "backend",

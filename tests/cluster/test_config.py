@@ -122,6 +122,18 @@ def test_triton_needs_a_gpu():
         config_of(backend="triton", device="cpu")
 
 
+def test_numba_is_for_the_cpu():
+    with pytest.raises(ValueError, match="backend must be auto, torch or reference where device is cuda, got numba"):
+        config_of(backend="numba", device="cuda")
+    assert config_of(backend="numba", device="cpu").scale.backend == "numba"
+
+
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+def test_compiled_kernels_have_no_reciprocal_space(backend):
+    with pytest.raises(ValueError, match="backend must be auto, torch or reference where domain is multihead"):
+        config_of(backend=backend, domain="multihead")
+
+
 def test_number_of_targets_follows_from_the_targets():
     assert config_of(target=["shear", "bulk"]).model.num_targets == 2
     built = TrainConfig(data=DataConfig(target=("shear", "bulk", "n")), model=ModelConfig(num_targets=1))

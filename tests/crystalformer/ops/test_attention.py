@@ -1,5 +1,6 @@
 """``periodic_attention``: what it refuses, which backend it takes, what its truncation costs."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -70,6 +71,15 @@ def test_auto_on_a_cpu_is_numba_for_what_it_takes_and_else_torch(domain, dtype, 
         assert not torch.equal(call(batch, given, backend="reference"), chosen)
         if backend == "numba":
             assert not torch.equal(call(batch, given, backend="torch"), chosen)
+
+
+def test_without_numba_auto_is_torch_and_numba_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)  # as where it is not installed
+    batch = batch_of(*golden_crystals())
+    given = operands(batch).to(torch.float32)
+    assert torch.equal(call(batch, given), call(batch, given, backend="torch"))
+    with pytest.raises(ValueError, match="numba backend: numba is not installed"):
+        call(batch, given, backend="numba")
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])

@@ -148,6 +148,18 @@ def test_gradients_only_of_what_asks_for_them():
         assert torch.equal(periodic_attention(given.q, given.k, given.v, given.rho, batch, **settings), y)
 
 
+def test_gradients_of_gradients_are_refused():
+    batch = batch_of(*golden_crystals())
+    given = operands(batch, scale=0.5).to(torch.float32)
+    v = given.v.clone().requires_grad_()
+    y = periodic_attention(
+        given.q, given.k, v, given.rho, batch, scale=0.5, rho_min=0.5, radial=given.radial, weight=given.weight
+    )
+    (dv,) = torch.autograd.grad(y.square().sum(), v, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        dv.sum().backward()
+
+
 def test_a_supercell_gives_each_copy_the_same():
     crystal = golden_crystals()[0]
     given = operands(batch_of(crystal), scale=0.8).to(torch.float32)
