@@ -22,6 +22,7 @@ from crystalformer.ops.numba.simd import (
     larger,
     load,
     mul,
+    prefetch,
     splat,
     store,
     sub,
@@ -30,6 +31,8 @@ from crystalformer.ops.numba.simd import (
 F = np.float32
 _ZERO, _ONE = F(0.0), F(1.0)
 _LEAST = F(-1e30)
+_AHEAD = 12
+"""Pairs by which memory is asked for ahead of its use: each lies in a page of its own."""
 
 
 @compiled
@@ -41,7 +44,7 @@ def forward(rows: Rows, sizes: Sizes, radial: Features, first: int, last: int, k
     p_row = np.empty(most * LANES, F)
     for i in range(first, last):
         used, pairs = rows.used[i], rows.offset[i + 1] - rows.offset[i]
-        start, keys = rows.ptr[i], rows.key[rows.pair_ptr[i] : rows.pair_ptr[i] + pairs]
+        start, keys = rows.start[i], rows.key[rows.pair_ptr[i] : rows.pair_ptr[i] + pairs]
         at, bases = features_of(rows, sizes, radial, i)
         for group in range(sizes.groups):
             atom = group * sizes.atoms + i
@@ -65,7 +68,7 @@ def forward(rows: Rows, sizes: Sizes, radial: Features, first: int, last: int, k
                 store(p_row, t * LANES, p)
             if window:
                 sum_features(radial, at, used, window, p_row, kept.sums, sums, bases)
-            _gather(p_pair, kept.v, keys, group, sizes, _ONE, kept.y, row)
+            _gather(p_pair, LANES, kept.v, keys, group, sizes, kept.y, row)
             project(kept.sums, sums, bases, kept.weight, group, sizes, kept.y, row)
             _finish(total, shift, kept, sums, bases, row, features, atom * LANES)
 
@@ -106,12 +109,12 @@ def _scores(
 
 @compiled
 def _gather(
-    factor: Floats, rows: Floats, keys: Int32Array, group: int, sizes: Sizes, scale: np.float32, out: Floats, to: int
+    factor: Floats, step: int, rows: Floats, keys: Int32Array, group: int, sizes: Sizes, out: Floats, to: int
 ) -> None:
-    """Row of ``out`` at ``to``: the sum of the keys' ``rows``, each times its factor (pairs, 8) and the scale."""
+    """Row of ``out`` at ``to``: the sum of the keys' ``rows``, each times its factor, which are ``step`` apart."""
     _clear(out, to, sizes.features)
     for pair in range(len(keys)):
-        f = mul(load(factor, pair * LANES), splat(scale))
+        f = load(factor, pair * step)
         row = (group * sizes.atoms + keys[pair]) * sizes.features * LANES
         for d in range(0, sizes.features * LANES, LANES):
             store(out, to + d, fma(f, load(rows, row + d), load(out, to + d)))
@@ -128,17 +131,18 @@ def _clear(out: Floats, at: int, rows: int) -> None:
 def backward_queries(
     rows: Rows, sizes: Sizes, radial: Features, first: int, last: int, kept: Kept, grads: Gradients
 ) -> None:
-    """Fill dq and dc of atoms first..last-1, and p and ds of their pairs."""
+    """Fill dq and dc of atoms first..last-1, and their pairs."""
     window, features = sizes.window, sizes.features
     most, most_pairs = most_used(rows, first, last)
     score, dp_pair = np.empty(most_pairs * LANES, F), np.empty(most_pairs * LANES, F)
+    scale = splat(sizes.scale)
     dp_row, dsums = np.empty(most * LANES, F), np.empty(sizes.bases * LANES, F)
     for i in range(first, last):
         used, pairs = rows.used[i], rows.offset[i + 1] - rows.offset[i]
-        start, keys = rows.ptr[i], rows.key[rows.pair_ptr[i] : rows.pair_ptr[i] + pairs]
+        start, keys = rows.start[i], rows.key[rows.pair_ptr[i] : rows.pair_ptr[i] + pairs]
         at, bases = features_of(rows, sizes, radial, i)
         for group in range(sizes.groups):
-            atom, base = group * sizes.atoms + i, (group * rows.offset[-1] + rows.offset[i]) * LANES
+            atom, base = group * sizes.atoms + i, 2 * (group * rows.offset[-1] + rows.offset[i]) * LANES
             row = atom * features * LANES
             precision = load(kept.c, atom * LANES)
             _scores(kept.q, row, kept.k, keys, group, sizes, sizes.scale, score)
@@ -147,8 +151,7 @@ def backward_queries(
             project_back(grads.dy, row, kept.weight, bases, group, sizes, dsums)
             if window:
                 times_features(radial, at, used, window, dsums, dp_row)
-            _clear(grads.p, base, pairs)
-            _clear(grads.ds, base, pairs)
+            _clear(grads.pairs, base, 2 * pairs)
             dprecision = splat(_ZERO)
             for t in range(used):
                 pair, farness = rows.pair[start + t] * LANES, broadcast(rows.farness, start + t)
@@ -157,11 +160,12 @@ def backward_queries(
                 if window:
                     dp = add(dp, load(dp_row, t * LANES))
                 ds = mul(p, dp)
-                store(grads.p, base + pair, add(load(grads.p, base + pair), p))
-                store(grads.ds, base + pair, add(load(grads.ds, base + pair), ds))
+                own = base + 2 * pair
+                store(grads.pairs, own, add(load(grads.pairs, own), p))
+                store(grads.pairs, own + LANES, fma(ds, scale, load(grads.pairs, own + LANES)))
                 dprecision = fma(ds, farness, dprecision)
             store(grads.dc, atom * LANES, dprecision)
-            _gather(grads.ds[base:], kept.k, keys, group, sizes, sizes.scale, grads.dq, row)
+            _gather(grads.pairs[base + LANES :], 2 * LANES, kept.k, keys, group, sizes, grads.dq, row)
 
 
 @compiled
@@ -181,7 +185,7 @@ def _center(
 def backward_keys(
     by_key: ByKey, rows: Rows, sizes: Sizes, first: int, last: int, kept: Kept, grads: Gradients
 ) -> None:
-    """Fill dk and dv of atoms first..last-1 from p and ds of the pairs in which they are keys."""
+    """Fill dk and dv of atoms first..last-1 from the pairs in which they are keys."""
     features = sizes.features
     for j in range(first, last):
         for group in range(sizes.groups):
@@ -189,13 +193,11 @@ def backward_keys(
             _clear(grads.dk, row, features)
             _clear(grads.dv, row, features)
             for x in range(by_key.ptr[j], by_key.ptr[j + 1]):
-                i = by_key.query[by_key.pair[x]]
-                used = rows.offset[i] + by_key.pair[x] - rows.pair_ptr[i]
-                if used >= rows.offset[i + 1]:
-                    continue
-                pair = (group * rows.offset[-1] + used) * LANES
-                other = (group * sizes.atoms + i) * features * LANES
-                p, ds = load(grads.p, pair), mul(load(grads.ds, pair), splat(sizes.scale))
+                ahead = by_key.pair[min(x + _AHEAD, len(by_key.pair) - 1)]
+                prefetch(grads.pairs, 2 * (group * rows.offset[-1] + ahead) * LANES)
+                pair = 2 * (group * rows.offset[-1] + by_key.pair[x]) * LANES
+                other = (group * sizes.atoms + by_key.query[x]) * features * LANES
+                p, ds = load(grads.pairs, pair), load(grads.pairs, pair + LANES)
                 for d in range(0, features * LANES, LANES):
                     store(grads.dk, row + d, fma(ds, load(kept.q, other + d), load(grads.dk, row + d)))
                     store(grads.dv, row + d, fma(p, load(grads.dy, other + d), load(grads.dv, row + d)))

@@ -5,16 +5,18 @@ All arrays are flat. Lanes without a head are not written: no sum runs across la
 
 from __future__ import annotations
 
-from crystalformer.ops.numba.pairs import Floats
+from crystalformer.ops.numba.pairs import Floats, IntArray
 from crystalformer.ops.numba.simd import LANES, add, compiled, load, store, transpose
 
 
 @compiled
-def to_lanes(values: Floats, atoms: int, heads: int, features: int, out: Floats) -> None:
-    """Fill out (G, N, F, 8) from values (N, H, F)."""
-    for i in range(atoms):
+def to_lanes(values: Floats, order: IntArray, heads: int, features: int, out: Floats) -> None:
+    """Fill out (G, N, F, 8), in plan order, from values (N, H, F); order (N,): the atom at each place of the plan."""
+    atoms = len(order)
+    for place in range(atoms):
+        i = order[place]
         for first in range(0, heads, LANES):
-            row = (first // LANES * atoms + i) * features * LANES
+            row = (first // LANES * atoms + place) * features * LANES
             whole = features // LANES * LANES if first + LANES <= heads else 0
             for f in range(0, whole, LANES):
                 transpose(values, (i * heads + first) * features + f, features, out, row + f * LANES, LANES)
@@ -24,11 +26,13 @@ def to_lanes(values: Floats, atoms: int, heads: int, features: int, out: Floats)
 
 
 @compiled
-def from_lanes(values: Floats, atoms: int, heads: int, features: int, out: Floats) -> None:
-    """Fill out (N, H, F) from values (G, N, F, 8)."""
-    for i in range(atoms):
+def from_lanes(values: Floats, order: IntArray, heads: int, features: int, out: Floats) -> None:
+    """Fill out (N, H, F) from values (G, N, F, 8) in plan order."""
+    atoms = len(order)
+    for place in range(atoms):
+        i = order[place]
         for first in range(0, heads, LANES):
-            row = (first // LANES * atoms + i) * features * LANES
+            row = (first // LANES * atoms + place) * features * LANES
             whole = features // LANES * LANES if first + LANES <= heads else 0
             for f in range(0, whole, LANES):
                 transpose(values, row + f * LANES, LANES, out, (i * heads + first) * features + f, features)

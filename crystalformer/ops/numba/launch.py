@@ -114,14 +114,14 @@ def _forward(  # noqa: PLR0913 - the operands of one equation
     memory = make(sum(_lengths(sizes)))
     kept = _kept(memory, sizes)
     for values, out in ((q, kept.q), (k, kept.k), (v, kept.v)):
-        to_lanes(_flat(values), n, heads, features, out)
-    to_lanes(_flat(precision), n, heads, 1, kept.c)
+        to_lanes(_flat(values), pairs_of.order, heads, features, out)
+    to_lanes(_flat(precision), pairs_of.order, heads, 1, kept.c)
     if weight is not None:
         step = 0 if len(weight) == 1 else features * weight.shape[2]
         weight_to_lanes(_flat(weight), step, heads, features, weight.shape[2], sizes.bases, kept.weight)
     rows, radial = _rows(pairs_of, kept.c, heads, cutoff_sigmas), _features(pairs_of, sizes)
     _share(lambda first, last: kernels.forward(rows, sizes, radial(), first, last, kept), rows)
-    return _from_lanes(kept.y, q), memory
+    return _from_lanes(kept.y, pairs_of, q), memory
 
 
 _attention = torch.library.custom_op("crystalformer::numba_attention", _forward, mutates_args=())
@@ -135,14 +135,16 @@ def _backward(
     sizes, pairs_of = _sizes(n, heads, features, basis), PLANS.plan(handle)
     kept = _kept(memory, sizes)
     rows, radial = _rows(pairs_of, kept.c, heads, cutoff_sigmas), _features(pairs_of, sizes)
-    row, pairs = len(kept.q), sizes.groups * int(rows.offset[-1]) * LANES
-    grads = operands.Gradients(*(np.empty(size, np.float32) for size in (*(row,) * 4, len(kept.c), pairs, pairs)))
-    by_key = operands.ByKey(pairs_of.by_key_ptr, pairs_of.by_key, pairs_of.query)
-    to_lanes(_flat(dy), n, heads, features, grads.dy)
+    row, pairs = len(kept.q), int(rows.offset[-1])
+    lengths = *(row,) * 4, len(kept.c), 2 * sizes.groups * pairs * LANES
+    grads = operands.Gradients(*(np.empty(length, np.float32) for length in lengths))
+    by_key = operands.ByKey(np.zeros(n + 1, np.int64), np.empty(pairs, np.int32), np.empty(pairs, np.int32))
+    operands.sort_by_key(rows, by_key)
+    to_lanes(_flat(dy), pairs_of.order, heads, features, grads.dy)
     _share(lambda first, last: kernels.backward_queries(rows, sizes, radial(), first, last, kept, grads), rows)
     _share(lambda first, last: kernels.backward_keys(by_key, rows, sizes, first, last, kept, grads), rows)
-    dq, dk, dv = (_from_lanes(d, dy) for d in (grads.dq, grads.dk, grads.dv))
-    dprecision = _from_lanes(grads.dc, dy.new_empty(n, heads, 1)).squeeze(-1)
+    dq, dk, dv = (_from_lanes(d, pairs_of, dy) for d in (grads.dq, grads.dk, grads.dv))
+    dprecision = _from_lanes(grads.dc, pairs_of, dy.new_empty(n, heads, 1)).squeeze(-1)
     return dq, dk, dv, dprecision, _weight_gradient(rows, sizes, grads.dy, kept.sums, dy, basis, weight_heads)
 
 
@@ -251,11 +253,10 @@ def _flat(values: Tensor) -> Floats:
     return numbers
 
 
-def _from_lanes(values: Floats, like: Tensor) -> Tensor:
+def _from_lanes(values: Floats, plan: PairPlan, like: Tensor) -> Tensor:
     """(N, H, F), the shape of ``like``, from (G, N, F, 8)."""
     out = torch.empty(like.shape, dtype=like.dtype)
-    n, heads, features = like.shape
-    from_lanes(values, n, heads, features, out.view(-1).numpy())
+    from_lanes(values, plan.order, like.shape[1], like.shape[2], out.view(-1).numpy())
     return out
 
 
@@ -277,9 +278,10 @@ def _round_up(count: int) -> int:
 
 def _rows(plan: PairPlan, c: Floats, heads: int, cutoff_sigmas: float) -> operands.Rows:
     """The plan's arrays as far as the atoms' Gaussians reach."""
-    n = len(plan.ptr) - 1
-    shells, pairs = (plan.ptr, plan.distance, plan.farness, plan.images, plan.pair), (plan.pair_ptr, plan.key)
-    rows = operands.Rows(*shells, *pairs, plan.nearest, np.empty(n, np.int64), np.empty(n + 1, np.int64))
+    n = len(plan.order)
+    shells = plan.start, plan.stop, plan.distance, plan.farness, plan.images, plan.pair
+    pairs = plan.pair_ptr, plan.key, plan.nearest
+    rows = operands.Rows(*shells, *pairs, np.empty(n, np.int64), np.empty(n + 1, np.int64))
     operands.reach(rows, c, heads, cutoff_sigmas)
     return rows
 
@@ -288,14 +290,14 @@ def _features(plan: PairPlan, sizes: operands.Sizes) -> Callable[[], operands.Fe
     """What gives a thread the radial features to use: those kept with the plan, or its own memory to make them in."""
     shells = len(plan.distance)
     if shells * sizes.window > FEATURE_LIMIT:
-        most = int(np.diff(plan.ptr).max())
+        most = int((plan.stop - plan.start).max())
         return lambda: operands.Features(
             np.empty(most * sizes.window, np.float32), np.empty(most, np.int32), np.empty(0, np.int64)
         )
     key = sizes.bases, sizes.spacing, sizes.width
     if key not in plan.features:
         b, begin = np.empty(shells * sizes.window, np.float32), np.empty(shells, np.int32)
-        plan.features[key] = b, begin, np.zeros(len(plan.ptr) - 1, np.int64)
+        plan.features[key] = b, begin, np.zeros(len(plan.order), np.int64)
     kept = operands.Features(*plan.features[key])
     return lambda: kept
 

@@ -5,7 +5,8 @@ bases and of heads (filled up with zeros) will do. All arrays are flat; legend o
 
     G groups of eight heads · N atoms · S shells · E pairs, P of them in reach · D features a head
     K radial bases, filled up to a multiple of eight
-    q, k, v, y, dy … (G, N, D, 8) · c, lse, dc (G, N, 8) · sums (G, N, K, 8) · weight (G, K, D, 8) · pairs (G, P, 8)
+    q, k, v, y, dy … (G, N, D, 8) · c, lse, dc (G, N, 8) · sums (G, N, K, 8) · weight (G, K, D, 8)
+    pairs (G, P, 2, 8)
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from crystalformer.ops.numba.simd import LANES, compiled
 class Rows(NamedTuple):
     """PairPlan's arrays of those names; used (N,): shells that an atom uses; offset (N+1,): used pairs before it."""
 
-    ptr: IntArray
+    start: IntArray
+    stop: IntArray
     distance: FloatArray
     farness: Floats
     images: Floats
@@ -59,19 +61,18 @@ class Kept(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What the backward reads and writes; p, ds: the pairs' softmax weights and the gradients of their scores."""
+    """What the backward reads and writes; pairs: softmax weights and, beside each, gradients of scores."""
 
     dy: Floats
     dq: Floats
     dk: Floats
     dv: Floats
     dc: Floats
-    p: Floats
-    ds: Floats
+    pairs: Floats
 
 
 class ByKey(NamedTuple):
-    """PairPlan's arrays by_key_ptr, by_key and query."""
+    """The pairs in reach in order of j, then i: where those of an atom begin (N+1,), the pair (P,), its i (P,)."""
 
     ptr: IntArray
     pair: Int32Array
@@ -116,11 +117,29 @@ def reach(rows: Rows, c: Floats, heads: int, cutoff_sigmas: float) -> None:
         for head in range(1, heads):
             widest = min(widest, c[(head // LANES * atoms + i) * LANES + head % LANES])
         radius = cutoff_sigmas / math.sqrt(2.0 * widest)
-        first, last = rows.ptr[i], rows.ptr[i + 1]
+        first, last = rows.start[i], rows.stop[i]
         # At least the atom itself, also where the radius is not a number: the result then is none either.
         rows.used[i] = max(_up_to(rows.distance, first, last, radius), min(1, last - first))
         pairs = _up_to(rows.nearest, rows.pair_ptr[i], rows.pair_ptr[i + 1], rows.used[i] - 1)
         rows.offset[i + 1] = rows.offset[i] + pairs
+
+
+@compiled
+def sort_by_key(rows: Rows, by_key: ByKey) -> None:
+    """Fill the lists, by_key.ptr holding zeros."""
+    atoms = len(rows.used)
+    for i in range(atoms):
+        for pair in range(rows.pair_ptr[i], rows.pair_ptr[i] + rows.offset[i + 1] - rows.offset[i]):
+            by_key.ptr[rows.key[pair] + 1] += 1
+    filled = np.empty(atoms, np.int64)
+    for j in range(atoms):
+        filled[j] = by_key.ptr[j]
+        by_key.ptr[j + 1] += by_key.ptr[j]
+    for i in range(atoms):
+        for pair in range(rows.offset[i + 1] - rows.offset[i]):
+            j = rows.key[rows.pair_ptr[i] + pair]
+            by_key.pair[filled[j]], by_key.query[filled[j]] = rows.offset[i] + pair, i
+            filled[j] += 1
 
 
 @compiled
