@@ -35,8 +35,9 @@ PART = 32
 
 MOST_PARTS = 128
 
-FEATURE_LIMIT = 2**28
-"""Radial features (numbers) kept for all layers; larger batches compute them again, atom by atom."""
+FEATURE_LIMIT = 2**23
+"""Radial features (numbers) kept for all layers; in larger batches they are computed again, atom by atom, as it takes
+no longer than to read them."""
 
 REACH = 7.0
 """Widths of a Gaussian b(d) to each side of the distance that the kernels look at: exp(-7²/2) = 2e-11."""
