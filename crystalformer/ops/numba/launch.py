@@ -7,10 +7,7 @@ size, whatever the number of threads: results do not depend on torch.set_num_thr
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -25,6 +22,7 @@ from crystalformer.ops.numba import radial as radial_kernels
 from crystalformer.ops.numba.lanes import from_lanes, to_lanes, weight_from_lanes, weight_to_lanes
 from crystalformer.ops.numba.pairs import PLANS, Floats, PairPlan
 from crystalformer.ops.numba.simd import LANES
+from crystalformer.ops.numba.threads import bounds, share
 from crystalformer.ops.radial import RadialBasis
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -121,7 +119,7 @@ def _forward(  # noqa: PLR0913 - the operands of one equation
         step = 0 if len(weight) == 1 else features * weight.shape[2]
         weight_to_lanes(_flat(weight), step, heads, features, weight.shape[2], sizes.bases, kept.weight)
     rows, radial = _rows(pairs_of, kept.c, heads, cutoff_sigmas), _features(pairs_of, sizes)
-    _share(lambda first, last: kernels.forward(rows, sizes, radial(), first, last, kept), rows)
+    share(lambda first, last: kernels.forward(rows, sizes, radial(), first, last, kept), bounds(rows.used))
     return _from_lanes(kept.y, pairs_of, q), memory
 
 
@@ -142,28 +140,25 @@ def _backward(
     by_key = operands.ByKey(np.zeros(n + 1, np.int64), np.empty(pairs, np.int32), np.empty(pairs, np.int32))
     operands.sort_by_key(rows, by_key)
     to_lanes(_flat(dy), pairs_of.order, heads, features, grads.dy)
-    _share(lambda first, last: kernels.backward_queries(rows, sizes, radial(), first, last, kept, grads), rows)
-    _share(lambda first, last: kernels.backward_keys(by_key, rows, sizes, first, last, kept, grads), rows)
+    part = max(PART, -(-n // MOST_PARTS))
+    parts = -(-n // part) if weight_heads else 0
+    dweight = np.empty(parts * len(kept.weight), np.float32)
+
+    def by_query(first: int, last: int) -> None:
+        kernels.backward_queries(rows, sizes, radial(), first, last, kept, grads)
+        if parts:
+            radial_kernels.backward_weight(sizes, first, last, grads.dy, kept.sums, dweight, part)
+
+    cuts = bounds(rows.used, part)
+    share(by_query, cuts)
+    share(lambda first, last: kernels.backward_keys(by_key, rows, sizes, first, last, kept, grads), cuts)
     dq, dk, dv = (_from_lanes(d, pairs_of, dy) for d in (grads.dq, grads.dk, grads.dv))
     dprecision = _from_lanes(grads.dc, pairs_of, dy.new_empty(n, heads, 1)).squeeze(-1)
-    return dq, dk, dv, dprecision, _weight_gradient(rows, sizes, grads.dy, kept.sums, dy, basis, weight_heads)
-
-
-def _weight_gradient(
-    rows: operands.Rows, sizes: operands.Sizes, dy: Floats, sums: Floats, like: Tensor,
-    basis: Sequence[float], weight_heads: int,
-) -> Tensor:  # fmt: skip
-    """(weight_heads, D, K), summed part by part; like (N, H, D)."""
-    n, heads, features = like.shape
-    if weight_heads == 0:
-        return like.new_empty(0, features, 0)
-    part, count = max(PART, -(-n // MOST_PARTS)), int(basis[0])
-    parts = -(-n // part)
-    lanes = np.empty(parts * sizes.groups * sizes.bases * features * LANES, np.float32)
-    _share(lambda first, last: radial_kernels.backward_weight(sizes, first, last, dy, sums, lanes, part), rows, part)
-    gradient = like.new_empty(heads, features, count)
-    weight_from_lanes(lanes, parts, heads, features, count, sizes.bases, _flat(gradient))
-    return gradient if weight_heads == heads else gradient.sum(0, keepdim=True)
+    count = int(basis[0]) if weight_heads else 0
+    gradient = dy.new_empty(heads if parts else 0, features, count)
+    if parts:
+        weight_from_lanes(dweight, parts, heads, features, count, sizes.bases, _flat(gradient))
+    return dq, dk, dv, dprecision, gradient if weight_heads in (0, heads) else gradient.sum(0, keepdim=True)
 
 
 _attention_backward = torch.library.custom_op("crystalformer::numba_attention_backward", _backward, mutates_args=())
@@ -301,30 +296,3 @@ def _features(plan: PairPlan, sizes: operands.Sizes) -> Callable[[], operands.Fe
         plan.features[key] = b, begin, np.zeros(len(plan.order), np.int64)
     kept = operands.Features(*plan.features[key])
     return lambda: kept
-
-
-def _share(work: Callable[[int, int], None], rows: operands.Rows, step: int = 1) -> None:
-    """Call ``work(first, last)`` for all atoms, on torch's number of threads with as many shells each.
-
-    Only multiples of ``step`` are cut at.
-    """
-    n, threads = len(rows.used), torch.get_num_threads()
-    if threads == 1 or n < 2 * step:
-        work(0, n)
-        return
-    work_before = np.concatenate([[0], np.cumsum(rows.used)])
-    cuts = np.searchsorted(work_before, work_before[-1] * np.arange(1, threads) / threads)
-    bounds = [0, *sorted({int(cut) // step * step for cut in cuts} - {0}), n]
-    others = [_pool().submit(work, first, last) for first, last in zip(bounds[1:-1], bounds[2:], strict=True)]
-    work(bounds[0], bounds[1])
-    for other in others:
-        other.result()
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    """Threads that wait for parts; a forked process makes its own."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="crystalformer-attention")
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)

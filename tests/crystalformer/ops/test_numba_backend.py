@@ -6,6 +6,7 @@ import torch
 
 from crystalformer.ops import RadialBasis, periodic_attention
 from crystalformer.ops.numba import launch, simd
+from crystalformer.ops.numba import threads as threads_module
 from crystalformer.ops.numba.lanes import from_lanes, to_lanes
 from tests.crystalformer.crystals import batch_of, golden_crystals, random_crystal, supercell
 from tests.crystalformer.ops.operands import RADIAL, attend, errors, operands
@@ -90,10 +91,11 @@ def test_scores_of_any_size():
     check(batch, given, 60 * ROUNDING)
 
 
-def test_repeats_bit_for_bit_on_any_number_of_threads():
+def test_repeats_bit_for_bit_on_any_number_of_threads(monkeypatch):
     crystals = [*golden_crystals(), random_crystal(70, seed=0), random_crystal(300, seed=1)]
     batch = batch_of(*crystals)
     given = operands(batch, heads=9, scale=0.6).to(torch.float32)
+    monkeypatch.setattr(threads_module, "SHELLS_A_THREAD", 100)
     before, found = torch.get_num_threads(), {}
     try:
         for threads in (1, 2, 3, 7):
@@ -126,6 +128,7 @@ def test_features_that_are_not_kept_are_the_same(monkeypatch, threads):
     given = operands(batch, scale=0.6).to(torch.float32)
     kept = attend(batch, given, "numba")
     monkeypatch.setattr(launch, "FEATURE_LIMIT", 0)
+    monkeypatch.setattr(threads_module, "SHELLS_A_THREAD", 100)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
