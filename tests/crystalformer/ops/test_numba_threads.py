@@ -1,4 +1,4 @@
-"""How atoms are shared among threads: where they are cut, what runs, what happens to errors and to a second caller."""
+"""How atoms are shared among threads: where they are cut, what runs, errors, a second caller."""
 
 import threading
 
