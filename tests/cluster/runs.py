@@ -44,14 +44,29 @@ class Run:
             assert time.monotonic() < deadline, f"no epoch {epoch} within {TIMEOUT} s"
             time.sleep(0.05)
 
-    def wait_for_checkpoint(self) -> None:
-        """Until Ray Train knows of one."""
+    def checkpoints(self) -> list[Path]:
+        """What Ray Train knows of, the newest last: a folder written in the last moment may lie beside."""
         snapshot = self.folder / "checkpoint_manager_snapshot.json"
+        known = json.loads(snapshot.read_text())["checkpoint_results"] if snapshot.is_file() else []
+        return [self.folder / result["checkpoint_dir_name"] for result in known]
+
+    def wait_for_checkpoint(self, at_least: int = 1, epoch: int = 0) -> None:
+        """Until Ray Train knows of as many, the first of the last of them from a later epoch than ``epoch``."""
         deadline = time.monotonic() + TIMEOUT
-        while not (snapshot.is_file() and json.loads(snapshot.read_text())["checkpoint_results"]):
+        while not self._has(at_least, epoch):
             assert self.process.poll() is None, self.process.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+    def _has(self, at_least: int, epoch: int) -> bool:
+        last = self.checkpoints()[-at_least:]
+        try:
+            return (
+                len(last) == at_least
+                and json.loads((last[0] / "state.json").read_text())["position"]["epoch"] > epoch
+            )
+        except FileNotFoundError:  # one more has come, and the oldest gone
+            return False
 
     def workers(self) -> list[psutil.Process]:
         """The training workers of a run with a Ray of its own."""

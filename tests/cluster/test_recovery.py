@@ -37,14 +37,12 @@ def test_a_killed_worker_is_replaced(folder, whole):
 
 def test_a_killed_driver_and_a_damaged_checkpoint(folder, whole):
     run = Run(folder, "driver")
-    run.wait_for(5)
+    run.wait_for_checkpoint(at_least=2, epoch=1)
     workers = run.workers()
     run.process.kill()
     run.process.wait()
     psutil.wait_procs(workers, timeout=TIMEOUT)  # they train on, and write checkpoints, until they notice
-    # What Ray has registered: a folder written in the last moment may lie beside, of which it knows nothing.
-    known = json.loads((run.folder / "checkpoint_manager_snapshot.json").read_text())["checkpoint_results"]
-    older, newest = (run.folder / result["checkpoint_dir_name"] for result in known[-2:])
+    older, newest = run.checkpoints()[-2:]
     file = newest / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     position = json.loads((older / "state.json").read_text())["position"]

@@ -85,8 +85,11 @@ def test_one_worker_draws_the_same_curve_as_two(run, two):
     assert (alone[1].world_size, two[1].world_size) == (1, 2)
 
 
-def test_sharding_and_accumulation_draw_the_same_curve(run, two):
-    sharded = run("sharded", num_workers=2, zero_stage=3, gradient_accumulation=2)
+@pytest.mark.parametrize(("workers", "stage", "accumulation"), [(3, 0, 1), (2, 1, 1), (2, 2, 1), (2, 3, 2)])
+def test_workers_sharding_and_accumulation_draw_the_same_curve(run, two, workers, stage, accumulation):
+    name = f"{workers}-{stage}-{accumulation}"
+    sharded = run(name, num_workers=workers, zero_stage=stage, gradient_accumulation=accumulation)
+    assert (sharded[1].world_size, sharded[1].zero_stage) == (workers, stage)
     assert np.array(curve(two[2])) == pytest.approx(np.array(curve(sharded[2])), rel=1e-4)
     assert two[1].test_mae_swa == pytest.approx(sharded[1].test_mae_swa, rel=1e-4)
 
