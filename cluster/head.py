@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -135,12 +135,15 @@ def stop(folder: Path) -> str:
     _file(folder).unlink(missing_ok=True)
     if head is None:
         return f"no head of {folder} is running"
-    leader = psutil.Process(head.pid)
-    everything = [leader, *leader.children(recursive=True)]
-    leader.send_signal(signal.SIGTERM)
+    everything: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):  # it ended in this moment
+        leader = psutil.Process(head.pid)
+        everything = [leader, *leader.children(recursive=True)]
+        leader.send_signal(signal.SIGTERM)
     _, left = psutil.wait_procs(everything, timeout=STOP_SECONDS)
     for process in left:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(left, timeout=STOP_SECONDS)
     return f"stopped the head at {head.dashboard}"
 

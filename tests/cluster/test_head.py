@@ -98,7 +98,7 @@ def test_a_job_that_fails_says_why(head, running):
 def test_down_leaves_nothing(head, running, home):
     processes = running[0]
     status, text = head("down")
-    assert status == 0 and text.startswith("stopped the head at")
+    assert status == 0 and text.startswith("stopped the head at"), text
     assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert head("down") == (0, f"no head of {home / 'head'} is running\n")
     status, text = head("submit", "train --target shear")

@@ -177,7 +177,7 @@ def test_json_of_every_shape_and_a_bad_record(tmp_path, capsys):
     assert told[0].startswith(f"{tmp_path}/list.json record 1 bad: unreadable structure: pymatgen dictionary")
     assert told[1].startswith(f"{tmp_path}/list.json record 4 none: empty structure")
     assert told[2].startswith(f"{lines} record 1: unreadable record")
-    assert told[3].startswith(f"{tmp_path}/no.json: cannot be read: record 0 is int")
+    assert told[3].startswith(f"{tmp_path}/no.json: cannot be read: the JSON array ends within")
     assert told[4] == "4 of 11 structures could not be read"
 
 

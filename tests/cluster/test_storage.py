@@ -36,6 +36,10 @@ def local_ray(s3):
     ray.shutdown()
 
 
+EPOCHS = 14
+"""Of a run that is stopped after its first: it must not have ended when its driver looks."""
+
+
 @pytest.fixture(scope="module")
 def config(elastic):
     def make(name, storage_path=BUCKET, **settings):
@@ -61,20 +65,21 @@ def test_a_run_in_a_bucket_is_stopped_and_goes_on(local_ray, s3, config, tmp_pat
         seen = []
         return launch(*arguments, lambda rows: seen.extend(rows) or len(seen) < 1, **named)
 
-    whole = trainer.train(config("whole", str(tmp_path), num_workers=2))
+    long = {"epochs": EPOCHS, "num_workers": 2}
+    whole = trainer.train(config("whole", str(tmp_path), **long))
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "launch", launch_and_stop)
         with pytest.raises(RuntimeError, match="training stopped before its end"):
-            trainer.train(config("run", num_workers=2))
+            trainer.train(config("run", **long))
     before = names(s3, "run")
     assert {"config.yaml", "metrics.jsonl"} <= before and "results.json" not in before
     assert any(name.endswith("/state.json") for name in before)
-    result = trainer.train(config("run", num_workers=2, resume=True))
+    result = trainer.train(config("run", **long, resume=True))
     assert result.run_dir == f"{BUCKET}/run"
     assert result.test_mae == pytest.approx(whole.test_mae, rel=1e-4)
     with local_folder(f"{BUCKET}/run") as copy:
         assert json.loads((copy / "results.json").read_text())["test_mae"] == result.test_mae
-        assert len(read_metrics(copy)) == 4
+        assert len(read_metrics(copy)) == EPOCHS
         for mine, theirs in zip(curve(copy), curve(tmp_path / "whole"), strict=True):
             assert mine == pytest.approx(theirs, rel=1e-4)
         assert load_model(copy / "model").targets[0] == "shear"
