@@ -91,7 +91,7 @@ def test_no_model_is_named(tmp_path, capsys):
 @pytest.mark.slow
 def test_fine_tuning_beats_fresh_weights_on_200_crystals(local_ray, elastic, tmp_path):
     """With sharded weights; the run goes on without the model it began with once it has a checkpoint."""
-    recipe = {"epochs": 12, "batch_size": 32, "lr": 2e-3, "device": "cpu", "threads_per_worker": 1}
+    recipe = {"epochs": 8, "batch_size": 64, "lr": 4e-3, "device": "cpu", "threads_per_worker": 1}
     words = as_words({**SMALL, **recipe, "num_workers": 2, "zero_stage": 3})
     args = argparse.Namespace(
         seeds=1,
