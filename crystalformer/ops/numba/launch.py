@@ -38,7 +38,8 @@ FEATURE_LIMIT = 2**23
 no longer than to read them."""
 
 REACH = 7.0
-"""Widths of a Gaussian b(d) to each side of the distance that the kernels look at: exp(-7²/2) = 2e-11."""
+"""Widths of a Gaussian b(d) to each side of the distance that the kernels look at, at least but for half a spacing:
+exp(-6.5²/2) = 7e-10."""
 
 
 def refusal(device: torch.device, dtype: torch.dtype, *_: int) -> str | None:

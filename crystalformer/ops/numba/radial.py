@@ -1,6 +1,6 @@
 """The W b term: Gaussians of the shells' distances, summed with the softmax weights, W applied after the sum.
 
-Only ``window`` of the K Gaussians are not zero at a distance: the others are left out, below 1e-10 each. Legend of
+Only ``window`` of the K Gaussians are not zero at a distance: the others are left out, below 1e-9 each. Legend of
 shapes: operands.py.
 """
 
