@@ -6,39 +6,46 @@ All arrays are flat. Lanes without a head are not written: no sum runs across la
 from __future__ import annotations
 
 from crystalformer.ops.numba.pairs import Floats, IntArray
-from crystalformer.ops.numba.simd import LANES, add, compiled, load, store, transpose
+from crystalformer.ops.numba.simd import LANES, compiled, transpose
 
 
 @compiled
-def to_lanes(values: Floats, order: IntArray, heads: int, features: int, out: Floats) -> None:
-    """Fill out (G, N, F, 8), in plan order, from values (N, H, F); order (N,): the atom at each place of the plan."""
+def to_lanes(
+    values: Floats, step: int, order: IntArray, heads: int, features: int, first: int, last: int, out: Floats
+) -> None:
+    """Fill places first..last-1 of out (G, N, F, 8) from values (N, H, F), an atom's ``step`` after the one before.
+
+    order (N,): the atom at each place of the plan.
+    """
     atoms = len(order)
-    for place in range(atoms):
-        i = order[place]
-        for first in range(0, heads, LANES):
-            row = (first // LANES * atoms + place) * features * LANES
-            whole = features // LANES * LANES if first + LANES <= heads else 0
+    for place in range(first, last):
+        at = order[place] * step
+        for head in range(0, heads, LANES):
+            row = (head // LANES * atoms + place) * features * LANES
+            whole = features // LANES * LANES if head + LANES <= heads else 0
             for f in range(0, whole, LANES):
-                transpose(values, (i * heads + first) * features + f, features, out, row + f * LANES, LANES)
-            for head in range(first, min(first + LANES, heads)):
+                transpose(values, at + head * features + f, features, out, row + f * LANES, LANES)
+            for lane in range(min(LANES, heads - head)):
                 for f in range(whole, features):
-                    out[row + f * LANES + head - first] = values[(i * heads + head) * features + f]
+                    out[row + f * LANES + lane] = values[at + (head + lane) * features + f]
 
 
 @compiled
-def from_lanes(values: Floats, order: IntArray, heads: int, features: int, out: Floats) -> None:
-    """Fill out (N, H, F) from values (G, N, F, 8) in plan order."""
+def from_lanes(
+    values: Floats, step: int, order: IntArray, heads: int, features: int, first: int, last: int, out: Floats
+) -> None:
+    """Fill the rows of out (N, H, F), ``step`` apart, from places first..last-1 of values (G, N, F, 8)."""
     atoms = len(order)
-    for place in range(atoms):
-        i = order[place]
-        for first in range(0, heads, LANES):
-            row = (first // LANES * atoms + place) * features * LANES
-            whole = features // LANES * LANES if first + LANES <= heads else 0
+    for place in range(first, last):
+        at = order[place] * step
+        for head in range(0, heads, LANES):
+            row = (head // LANES * atoms + place) * features * LANES
+            whole = features // LANES * LANES if head + LANES <= heads else 0
             for f in range(0, whole, LANES):
-                transpose(values, row + f * LANES, LANES, out, (i * heads + first) * features + f, features)
-            for head in range(first, min(first + LANES, heads)):
+                transpose(values, row + f * LANES, LANES, out, at + head * features + f, features)
+            for lane in range(min(LANES, heads - head)):
                 for f in range(whole, features):
-                    out[(i * heads + head) * features + f] = values[row + f * LANES + head - first]
+                    out[at + (head + lane) * features + f] = values[row + f * LANES + lane]
 
 
 @compiled
@@ -63,14 +70,8 @@ def weight_to_lanes(
 
 
 @compiled
-def weight_from_lanes(
-    values: Floats, parts: int, heads: int, features: int, count: int, bases: int, out: Floats
-) -> None:
-    """Fill out (H, D, count) from the sum of values (parts, G, bases, D, 8) over the parts, left in the first."""
-    size = len(values) // parts
-    for part in range(1, parts):
-        for x in range(0, size, LANES):
-            store(values, x, add(load(values, x), load(values, part * size + x)))
+def weight_from_lanes(values: Floats, heads: int, features: int, count: int, bases: int, out: Floats) -> None:
+    """Fill out (H, D, count) from values (G, bases, D, 8)."""
     for first in range(0, heads, LANES):
         whole = count // LANES * LANES if first + LANES <= heads else 0
         for d in range(features):

@@ -6,7 +6,11 @@ bases and of heads (filled up with zeros) will do. All arrays are flat; legend o
     G groups of eight heads · N atoms · S shells · E pairs, P of them in reach · D features a head
     K radial bases, filled up to a multiple of eight
     q, k, v, y, dy … (G, N, D, 8) · c, lse, dc (G, N, 8) · sums (G, N, K, 8) · weight (G, K, D, 8)
-    pairs (G, P, 2, 8)
+    pairs (G, P, 2, 8) · omega (G, D, 8) · slope (G, N, 8)
+    dweight, domega: as weight and omega, once for every ``part`` atoms
+
+c: 1/(2 sigma²) of each atom's Gaussians in 1/Å². It is an operand, or made of q (widths.py), and then omega and slope
+are there.
 """
 
 from __future__ import annotations
@@ -20,8 +24,23 @@ from crystalformer.ops.numba.pairs import FloatArray, Floats, Int32Array, IntArr
 from crystalformer.ops.numba.simd import LANES, compiled
 
 
+class Plan(NamedTuple):
+    """PairPlan's arrays of those names."""
+
+    order: IntArray
+    start: IntArray
+    stop: IntArray
+    distance: FloatArray
+    farness: Floats
+    images: Floats
+    pair: Int32Array
+    pair_ptr: IntArray
+    key: Int32Array
+    nearest: Int32Array
+
+
 class Rows(NamedTuple):
-    """PairPlan's arrays of those names; used (N,): shells that an atom uses; offset (N+1,): used pairs before it."""
+    """The same, and as far as the atoms reach: used (N,), shells of an atom; offset (N+1,): used pairs before it."""
 
     start: IntArray
     stop: IntArray
@@ -58,6 +77,8 @@ class Kept(NamedTuple):
     y: Floats
     lse: Floats
     sums: Floats
+    omega: Floats
+    slope: Floats
 
 
 class Gradients(NamedTuple):
@@ -69,6 +90,51 @@ class Gradients(NamedTuple):
     dv: Floats
     dc: Floats
     pairs: Floats
+    dweight: Floats
+    domega: Floats
+
+
+class Rho(NamedTuple):
+    """What makes c of omega q (widths.py). scale and shift: s and t. function: place in FUNCTIONS. lower: its bound b.
+
+    factor: 1/(2 scale_real²), 1/Å².
+    """
+
+    scale: float
+    shift: float
+    function: int
+    beta: float
+    lower: float
+    factor: float
+
+
+class Outer(NamedTuple):
+    """The operator's own operands, or in the backward their gradients, flat; those that there are not are empty.
+
+    q, k, v (N, H, D), with ``step`` numbers from an atom to the next; y (N, H, D); weight (H or 1, D, K), heads
+    ``weight_step`` apart, for ``bases`` K; c (N, H), or omega (H, D) and rho.
+    """
+
+    heads: int
+    bases: int
+    step: int
+    q: Floats
+    k: Floats
+    v: Floats
+    y: Floats
+    weight_step: int
+    weight: Floats
+    c: Floats
+    omega: Floats
+    rho: Rho
+
+
+class Team(NamedTuple):
+    """Threads to use: ``parallel`` as fork.py takes it, the most of them, and the fewest shells for each."""
+
+    parallel: int
+    threads: int
+    shells: int
 
 
 class ByKey(NamedTuple):
@@ -82,7 +148,8 @@ class ByKey(NamedTuple):
 class Sizes(NamedTuple):
     """G, N, D and K; window: a multiple of 8, 0 without radial bases; spacing and width of the Gaussians, Å.
 
-    scale: of q k, 1/sqrt(D).
+    scale: of q k, 1/sqrt(D). part: atoms whose gradients of weight and omega are summed together. lengths: of Kept's
+    arrays.
     """
 
     groups: int
@@ -93,6 +160,24 @@ class Sizes(NamedTuple):
     spacing: float
     width: float
     scale: np.float32
+    part: int
+    lengths: tuple[int, ...]
+
+
+@compiled
+def kept_in(memory: Floats, sizes: Sizes) -> Kept:
+    """The arrays in one piece of memory."""
+    l0, l1, l2, l3, l4, l5, l6, l7, l8, l9 = sizes.lengths
+    rest = memory
+    q, rest = rest[:l0], rest[l0:]
+    k, rest = rest[:l1], rest[l1:]
+    v, rest = rest[:l2], rest[l2:]
+    c, rest = rest[:l3], rest[l3:]
+    weight, rest = rest[:l4], rest[l4:]
+    y, rest = rest[:l5], rest[l5:]
+    lse, rest = rest[:l6], rest[l6:]
+    sums, rest = rest[:l7], rest[l7:]
+    return Kept(q, k, v, c, weight, y, lse, sums, rest[:l8], rest[l8 : l8 + l9])
 
 
 @compiled
@@ -109,25 +194,30 @@ def _up_to(values: FloatArray | Int32Array, first: int, last: int, limit: float)
 
 
 @compiled
-def reach(rows: Rows, c: Floats, heads: int, cutoff_sigmas: float) -> None:
-    """Fill used and offset of the rows: every atom stops at so many widths of its own widest Gaussian."""
-    atoms, rows.offset[0] = len(rows.used), 0
+def reach(plan: Plan, c: Floats, heads: int, cutoff_sigmas: float) -> Rows:
+    """The plan as far as the atoms reach: every one stops at so many widths of its own widest Gaussian."""
+    atoms = len(plan.order)
+    used, offset = np.empty(atoms, np.int64), np.empty(atoms + 1, np.int64)
+    offset[0] = 0
     for i in range(atoms):
         widest = c[i * LANES]
         for head in range(1, heads):
             widest = min(widest, c[(head // LANES * atoms + i) * LANES + head % LANES])
         radius = cutoff_sigmas / math.sqrt(2.0 * widest)
-        first, last = rows.start[i], rows.stop[i]
+        first, last = plan.start[i], plan.stop[i]
         # At least the atom itself, also where the radius is not a number: the result then is none either.
-        rows.used[i] = max(_up_to(rows.distance, first, last, radius), min(1, last - first))
-        pairs = _up_to(rows.nearest, rows.pair_ptr[i], rows.pair_ptr[i + 1], rows.used[i] - 1)
-        rows.offset[i + 1] = rows.offset[i] + pairs
+        used[i] = max(_up_to(plan.distance, first, last, radius), min(1, last - first))
+        pairs = _up_to(plan.nearest, plan.pair_ptr[i], plan.pair_ptr[i + 1], used[i] - 1)
+        offset[i + 1] = offset[i] + pairs
+    shells = plan.start, plan.stop, plan.distance, plan.farness, plan.images, plan.pair
+    return Rows(*shells, plan.pair_ptr, plan.key, plan.nearest, used, offset)
 
 
 @compiled
-def sort_by_key(rows: Rows, by_key: ByKey) -> None:
-    """Fill the lists, by_key.ptr holding zeros."""
-    atoms = len(rows.used)
+def sort_by_key(rows: Rows) -> ByKey:
+    """The lists of pairs by key."""
+    atoms, pairs = len(rows.used), rows.offset[-1]
+    by_key = ByKey(np.zeros(atoms + 1, np.int64), np.empty(pairs, np.int32), np.empty(pairs, np.int32))
     for i in range(atoms):
         for pair in range(rows.pair_ptr[i], rows.pair_ptr[i] + rows.offset[i + 1] - rows.offset[i]):
             by_key.ptr[rows.key[pair] + 1] += 1
@@ -140,6 +230,7 @@ def sort_by_key(rows: Rows, by_key: ByKey) -> None:
             j = rows.key[rows.pair_ptr[i] + pair]
             by_key.pair[filled[j]], by_key.query[filled[j]] = rows.offset[i] + pair, i
             filled[j] += 1
+    return by_key
 
 
 @compiled

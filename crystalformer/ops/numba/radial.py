@@ -144,10 +144,9 @@ def times_features(radial: Features, at: int, used: int, window: int, dsums: Flo
 
 
 @compiled
-def backward_weight(
-    sizes: Sizes, first: int, last: int, dy: Floats, sums: Floats, dweight: Floats, part: int
-) -> None:
-    """Fill the parts of dweight (parts, G, K, D, 8) of atoms first..last-1: ``part`` atoms to each."""
+def backward_weight(sizes: Sizes, first: int, last: int, dy: Floats, sums: Floats, dweight: Floats) -> None:
+    """Fill the parts of dweight that atoms first..last-1 make."""
+    part = sizes.part
     features, radial = sizes.features * LANES, sizes.bases * LANES
     whole = sizes.features // 4 * 4 * LANES
     for begin in range(first, last, part):

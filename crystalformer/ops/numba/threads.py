@@ -1,21 +1,63 @@
-"""Threads that share the atoms of a batch; the kernels run without Python's lock."""
+"""The threads that share the atoms of a batch: PyTorch's own where they are of GNU's OpenMP, else ours.
+
+Idle threads of OpenMP wait for their next work by spinning, and others would have to share the cores with them.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
 from queue import SimpleQueue
 
-import numpy as np
 import torch
 
-from crystalformer.ops.numba.pairs import IntArray
+from crystalformer.ops.numba.operands import Team
 
-SHELLS_A_THREAD = 16_384
-"""Fewer are not worth waking a thread for: it takes a tenth of a millisecond, in which they are done."""
+SHELLS_A_THREAD = 2_048
+"""Fewer are not worth waking a thread for."""
 
-Work = Callable[[int, int], None]
+_THREAD = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_PARALLEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+
+_forked = False
+
+
+def team() -> Team:
+    """As many threads as PyTorch has been told to use; one in a forked process."""
+    threads = 1 if _forked else torch.get_num_threads()
+    return Team(parallel() if threads > 1 else 0, threads, SHELLS_A_THREAD)
+
+
+@functools.cache
+def parallel() -> int:
+    """Address of what runs code in several threads: GOMP_parallel, or what does the same with threads of ours."""
+    return open_mp() or helpers()
+
+
+def open_mp() -> int:
+    """Of the OpenMP that PyTorch has loaded, or 0 where it is not GNU's."""
+    package = Path(torch.__file__).parent
+    for path in chain(package.glob("lib/libgomp*.so*"), package.parent.glob("torch.libs/libgomp*.so*")):
+        try:
+            library = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+            return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
+        except (OSError, AttributeError):  # there, but not what this process runs
+            continue
+    return 0
+
+
+@functools.cache
+def helpers() -> int:
+    """Of threads of ours, started when they are wanted."""
+    made = ctypes.cast(_CALL, ctypes.c_void_p).value
+    if made is None:
+        raise RuntimeError("ctypes gave a function without an address")
+    return made
 
 
 class _Helper:
@@ -23,7 +65,7 @@ class _Helper:
 
     def __init__(self) -> None:
         self._given: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._ended: SimpleQueue[None] = SimpleQueue()
         threading.Thread(target=self._serve, name="crystalformer-attention", daemon=True).start()
 
     def give(self, work: Callable[[], None]) -> None:
@@ -31,64 +73,44 @@ class _Helper:
         self._given.put(work)
 
     def wait(self) -> None:
-        """Wait for it; raises what it raised."""
-        error = self._ended.get()
-        if error is not None:
-            raise error
+        """Wait for its end."""
+        self._ended.get()
 
     def _serve(self) -> None:
         while True:
-            work = self._given.get()
-            try:
-                work()
-            except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
-                self._ended.put(error)
-            else:
-                self._ended.put(None)
+            self._given.get()()
+            self._ended.put(None)
 
 
-_helpers: list[_Helper] = []
+_all: list[_Helper] = []
 _busy = threading.Lock()
 
 
-def bounds(used: IntArray, step: int = 1) -> list[int]:
-    """Where to cut atoms that use so many shells (N,) for torch's threads: 0, …, N, at multiples of step."""
-    n, before = len(used), np.cumsum(used)
-    threads = min(torch.get_num_threads(), max(1, int(before[-1]) // SHELLS_A_THREAD))
-    if threads == 1:
-        return [0, n]
-    cuts = np.searchsorted(before, before[-1] * np.arange(1, threads) / threads)
-    return [0, *sorted({int(cut) // step * step for cut in cuts} - {0}), n]
-
-
-def share(work: Work, cuts: Sequence[int]) -> None:
-    """Call ``work(first, last)`` for all neighbouring cuts, the first here and the others in threads.
-
-    One caller at a time has the threads; another does all of its work itself.
-    """
-    if len(cuts) == 2 or not _busy.acquire(blocking=False):  # noqa: PLR2004 - the ends alone
-        work(cuts[0], cuts[-1])
+def _run(entry: int, data: int, threads: int, _: int) -> None:
+    """GOMP_parallel with our threads. One caller at a time has them; another's own thread does all of its work."""
+    work = _THREAD(entry)
+    if not _busy.acquire(blocking=False):
+        work(data)
         return
     try:
-        while len(_helpers) < len(cuts) - 2:
-            _helpers.append(_Helper())
-        helpers = _helpers[: len(cuts) - 2]
-        for helper, first, last in zip(helpers, cuts[1:-1], cuts[2:], strict=True):
-            helper.give(lambda first=first, last=last: work(first, last))  # type: ignore[misc]
-        try:
-            work(cuts[0], cuts[1])
-        finally:
-            for helper in helpers:
-                helper.wait()
+        while len(_all) < threads - 1:
+            _all.append(_Helper())
+        for helper in _all[: threads - 1]:
+            helper.give(lambda: work(data))
+        work(data)
+        for helper in _all[: threads - 1]:
+            helper.wait()
     finally:
         _busy.release()
 
 
+_CALL = _PARALLEL(_run)
+
+
 def _forget() -> None:
-    """A forked process has none of its parent's threads, and its lock may be held by one of them."""
-    global _busy  # noqa: PLW0603
-    _helpers.clear()
-    _busy = threading.Lock()
+    """A forked process has none of its parent's threads, and OpenMP would wait for them."""
+    global _forked  # noqa: PLW0603
+    _forked = True
 
 
 os.register_at_fork(after_in_child=_forget)

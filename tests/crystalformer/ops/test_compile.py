@@ -10,7 +10,7 @@ import torch._dynamo
 from crystalformer import CrystalBatch, Crystalformer, ModelConfig
 from crystalformer.ops import torch_backend
 from crystalformer.ops.blocks import PLANS
-from crystalformer.ops.numba import launch
+from crystalformer.ops.numba import custom_op
 
 SMALL = dict(num_layers=2, model_dim=32, head_num=4, ff_dim=64, embedding_dim=[32], value_pe_dist_real=16)
 
@@ -139,8 +139,8 @@ def test_the_numba_operator_is_proper(weighted: bool) -> None:
     precision = torch.rand(9, 4).add_(0.5).requires_grad_()
     weight = torch.rand(4, 8, 16, requires_grad=True) if weighted else None
     basis = [16.0, 14.0, 0.875] if weighted else []
-    given = (q, k, v, precision, weight, launch.plan(batch.shells(8.0)), basis, 6.0)
-    torch.library.opcheck(launch._attention, given, atol=1e-5, rtol=1e-4)
+    given = (q, k, v, precision, weight, custom_op.plan(batch.shells(8.0)), basis, 6.0)
+    torch.library.opcheck(custom_op._attention, given, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("domain", ["real", "reci"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from crystalformer.ops import RadialBasis, periodic_attention
-from crystalformer.ops.numba import launch, simd
+from crystalformer.ops.numba import custom_op, launch, simd
 from crystalformer.ops.numba import threads as threads_module
 from crystalformer.ops.numba.lanes import from_lanes, to_lanes
 from tests.crystalformer.crystals import batch_of, golden_crystals, random_crystal, supercell
@@ -197,7 +197,7 @@ def test_what_the_kernels_do_not_take_is_refused():
     reciprocal = operands(batch, radial=None, domain="reci").to(torch.float32)
     with pytest.raises(ValueError, match="the numba backend has no reciprocal domain"):
         attend(batch, reciprocal, "numba")
-    assert "needs tensors on the CPU, got meta" in launch.refusal(torch.device("meta"), torch.float32)
+    assert "needs tensors on the CPU, got meta" in custom_op.refusal(torch.device("meta"), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -215,10 +215,10 @@ def test_lanes_hold_every_number_and_give_it_back(heads, features):
     groups = -(-heads // simd.LANES)
     lanes, back = np.full(groups * 5 * features * simd.LANES, -1.0, np.float32), np.empty_like(values)
     order = np.array([2, 0, 4, 1, 3])
-    to_lanes(values, order, heads, features, lanes)
+    to_lanes(values, heads * features, order, heads, features, 0, 5, lanes)
     split = lanes.reshape(groups, 5, features, simd.LANES).transpose(1, 0, 3, 2).reshape(5, -1, features)
     np.testing.assert_array_equal(split[:, :heads], values.reshape(5, heads, features)[order])
-    from_lanes(lanes, order, heads, features, back)
+    from_lanes(lanes, heads * features, order, heads, features, 0, 5, back)
     np.testing.assert_array_equal(back, values)
 
 

@@ -1,12 +1,25 @@
-"""How atoms are shared among threads: where they are cut, what runs, errors, a second caller."""
+"""How atoms are shared among threads: where they are cut, what runs, errors, a second caller, a forked process."""
 
+import multiprocessing
+import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
 
+from crystalformer.ops.numba import threads as threads_module
 from crystalformer.ops.numba.threads import SHELLS_A_THREAD, bounds, share
+
+
+@pytest.fixture(params=["PyTorch's", "our own"])
+def team(request, monkeypatch):
+    """Whose threads they are: PyTorch's OpenMP, or ours as where that is not GNU's."""
+    if request.param == "our own":
+        monkeypatch.setattr(threads_module, "_open_mp", lambda: None)
+    elif threads_module._open_mp() is None:
+        assert sys.platform != "linux" or "GNU" not in torch.__config__.show()
+        pytest.skip("PyTorch's OpenMP is not GNU's here")
 
 
 @pytest.fixture
@@ -33,21 +46,20 @@ def test_little_work_is_not_shared(four_threads):
     assert bounds(np.array([10 * SHELLS_A_THREAD])) == [0, 1]
 
 
-def test_all_of_it_is_done_once_and_by_several_threads():
-    done, names = np.zeros(100, int), set()
+def test_all_of_it_is_done_once_in_as_many_threads_as_pieces(team):
+    done, together = np.zeros(100, int), threading.Barrier(3)
 
     def work(first, last):
+        together.wait(30)  # none gets past it before there are three
         done[first:last] += 1
-        names.add(threading.current_thread().name)
 
     for _ in range(50):
         share(work, [0, 20, 60, 100])
     assert (done == 50).all()
-    assert len(names) >= 2
 
 
 @pytest.mark.parametrize("failing", [0, 50])
-def test_errors_of_any_thread_are_raised_and_the_next_work_is_done(failing):
+def test_errors_of_any_thread_are_raised_and_the_next_work_is_done(team, failing):
     done = []
 
     def work(first, last):
@@ -61,7 +73,7 @@ def test_errors_of_any_thread_are_raised_and_the_next_work_is_done(failing):
     assert sorted(done[-2:]) == [(0, 30), (30, 100)]
 
 
-def test_a_caller_beside_another_does_its_work_itself():
+def test_a_caller_beside_another_does_its_work_itself(team):
     inside, go_on, done = threading.Event(), threading.Event(), []
 
     def slow(first, last):
@@ -75,3 +87,20 @@ def test_a_caller_beside_another_does_its_work_itself():
     go_on.set()
     first.join(30)
     assert done == [(0, 10)]
+
+
+def _share_in_child(queue):
+    done = []
+    share(lambda first, last: done.append((first, last)), [0, 20, 60, 100])
+    queue.put(done)
+
+
+def test_a_forked_process_does_its_work_itself(team):
+    share(lambda *_: None, [0, 20, 60, 100])
+    forking = multiprocessing.get_context("fork")
+    queue = forking.SimpleQueue()
+    child = forking.Process(target=_share_in_child, args=(queue,))
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0
+    assert queue.get() == [(0, 100)]

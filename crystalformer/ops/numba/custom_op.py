@@ -1,0 +1,182 @@
+"""The operator ``crystalformer::numba_attention``: what it takes, its fake and its gradient. Kernels: launch.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from crystalformer.batch import PackedShells
+from crystalformer.ops.numba.launch import Kernels, lengths_of
+from crystalformer.ops.numba.pairs import PLANS, PairPlan
+from crystalformer.ops.radial import RadialBasis
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Of q, k and v. Everything is computed in float32."""
+
+
+def refusal(device: torch.device, dtype: torch.dtype, *_: int) -> str | None:
+    """Why the kernels do not take operands like these, or None where they do; all sizes will do."""
+    if device.type != "cpu":
+        return f"numba backend: needs tensors on the CPU, got {device}"
+    if dtype not in DTYPES:
+        return f"numba backend: dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}"
+    return None
+
+
+def plan(shells: PackedShells) -> Tensor:
+    """Handle of the plan of a batch's shells, made once."""
+    if "pairs" not in shells.cache:
+        shells.cache["pairs"] = PLANS.give(PairPlan.of(shells))
+    handle: Tensor = shells.cache["pairs"]
+    return handle
+
+
+def basis_of(radial: RadialBasis | None) -> list[float]:
+    """The radial basis as the operator takes it: K, r_max, width, or nothing."""
+    return [] if radial is None else [float(radial.count), radial.r_max, radial.width]
+
+
+def attend(  # noqa: PLR0913 - the operands of one equation
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rho: Tensor,
+    shells: PackedShells,
+    *,
+    scale: float,
+    cutoff_sigmas: float,
+    radial: RadialBasis | None,
+    weight: Tensor | None,
+) -> Tensor:
+    """Real-space attention (N, H, D); operands as in ``ops.periodic_attention``, ``shells`` within every reach.
+
+    Raises ValueError for operands that are not on the CPU or in float64.
+    """
+    reason = refusal(q.device, q.dtype)
+    if reason is not None:
+        raise ValueError(reason)
+    # Under torch.compile as the registered operator; its wrappers take longer than a small crystal's attention.
+    attention = _attention if torch.compiler.is_compiling() else _Eager.apply
+    y: Tensor = attention(
+        q.float(),
+        k.float(),
+        v.float(),
+        rho.float() / (2.0 * scale**2),
+        None if weight is None else weight.float(),
+        plan(shells),
+        basis_of(radial),
+        cutoff_sigmas,
+    )[0]
+    return y.to(q.dtype)
+
+
+def _forward(  # noqa: PLR0913 - the operands of one equation
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    precision: Tensor,
+    weight: Tensor | None,
+    handle: Tensor,
+    basis: Sequence[float],
+    cutoff_sigmas: float,
+) -> tuple[Tensor, Tensor]:
+    """y (N, H, D), and what the backward needs in one piece.
+
+    q, k, v (N, H, D); precision (N, H) in 1/Å²; weight (H or 1, D, K) or None; handle: the PairPlan's; basis: K,
+    r_max, width of the radial features, or nothing.
+    """
+    kernels = _kernels(handle, q, basis, cutoff_sigmas)
+    weight = None if weight is None else weight.contiguous()
+    y, memory = kernels.forward([t.contiguous().flatten(1) for t in (q, k, v)], weight, precision.contiguous(), None)
+    return y.view(q.shape), memory
+
+
+def _kernels(handle: Tensor, like: Tensor, basis: Sequence[float], cutoff_sigmas: float) -> Kernels:
+    n, heads, features = like.shape
+    return Kernels(PLANS.plan(handle), (n, heads, features), tuple(basis), cutoff_sigmas, None)
+
+
+_attention = torch.library.custom_op("crystalformer::numba_attention", _forward, mutates_args=())
+
+
+def _backward(
+    dy: Tensor, memory: Tensor, handle: Tensor, basis: Sequence[float], cutoff_sigmas: float, weight_heads: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v (N, H, D), precision (N, H), weight (weight_heads, D, K), from what the forward kept."""
+    kernels = _kernels(handle, dy, basis, cutoff_sigmas)
+    gradients = [dy.new_empty(len(dy), dy[0].numel()) for _ in range(3)]
+    dweight, dprecision = kernels.backward(dy.contiguous().flatten(1), memory, gradients, weight_heads)
+    dq, dk, dv = (d.view(dy.shape) for d in gradients)
+    return dq, dk, dv, dprecision, dweight
+
+
+_attention_backward = torch.library.custom_op("crystalformer::numba_attention_backward", _backward, mutates_args=())
+
+
+@_attention.register_fake
+def _attention_shapes(  # noqa: PLR0913 - the operator's own arguments
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    precision: Tensor,
+    weight: Tensor | None,
+    handle: Tensor,
+    basis: Sequence[float],
+    cutoff_sigmas: float,
+) -> tuple[Tensor, Tensor]:
+    lengths = lengths_of(q.shape, int(basis[0]) if basis else 0, with_omega=False)
+    return q.new_empty(q.shape), q.new_empty(sum(lengths))
+
+
+@_attention_backward.register_fake
+def _attention_backward_shapes(
+    dy: Tensor, memory: Tensor, handle: Tensor, basis: Sequence[float], cutoff_sigmas: float, weight_heads: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    n, heads, features = dy.shape
+    dq, dk, dv = (dy.new_empty(dy.shape) for _ in range(3))
+    bases = int(basis[0]) if weight_heads else 0
+    return dq, dk, dv, dy.new_empty(n, heads), dy.new_empty(weight_heads, features, bases)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401 - torch's context
+    weight, handle, ctx.basis, ctx.cutoff_sigmas = inputs[4:]
+    ctx.weight_heads = 0 if weight is None else len(weight)
+    ctx.save_for_backward(output[1], handle)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    return _gradients(ctx, dy, _attention_backward)
+
+
+def _gradients(ctx: Any, dy: Tensor | None, backward: Callable[..., Any]) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    """Gradients of the operator's operands, by its registered backward or the function behind it."""
+    if dy is None:
+        return (None,) * 8
+    settings = ctx.basis, ctx.cutoff_sigmas, ctx.weight_heads
+    *gradients, dweight = backward(dy.contiguous(), *ctx.saved_tensors, *settings)
+    return *gradients, dweight if ctx.weight_heads else None, None, None, None
+
+
+_attention.register_autograd(_differentiate, setup_context=_save)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator outside torch.compile."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - the operator's
+        """As the operator's."""
+        return _forward(*inputs)
+
+    setup_context = staticmethod(_save)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        """As the operator's."""
+        return _gradients(ctx, dy, _backward)

@@ -1,0 +1,171 @@
+"""One layer's attention from the operator's layout to the lanes' and back: forward and backward, atoms dealt to threads.
+
+Legend of shapes: operands.py. Every atom's rows are summed by one thread, and the gradients of weight and omega over
+parts of fixed size: results do not depend on the threads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crystalformer.ops.numba.fork import claim, fork
+from crystalformer.ops.numba.kernels import backward_keys, backward_queries, forward
+from crystalformer.ops.numba.lanes import from_lanes, to_lanes, weight_from_lanes, weight_to_lanes
+from crystalformer.ops.numba.operands import (
+    ByKey,
+    Features,
+    Gradients,
+    Kept,
+    Outer,
+    Plan,
+    Rows,
+    Sizes,
+    Team,
+    kept_in,
+    reach,
+    sort_by_key,
+)
+from crystalformer.ops.numba.pairs import Floats, IntArray
+from crystalformer.ops.numba.radial import backward_weight
+from crystalformer.ops.numba.simd import LANES, add, compiled, load, store
+from crystalformer.ops.numba.widths import backward_widths, widths
+
+F = np.float32
+CHUNK = 16
+"""Atoms that a thread takes at a time."""
+
+
+@compiled
+def forward_pass(
+    plan: Plan, outer: Outer, sizes: Sizes, radial: Features, team: Team, cutoff_sigmas: float, memory: Floats
+) -> None:
+    """Fill y, and the memory with what the backward needs."""
+    kept = kept_in(memory, sizes)
+    _lay_out(plan.order, outer, sizes, kept)
+    rows = reach(plan, kept.c, outer.heads, cutoff_sigmas)
+    counter = np.zeros(1, np.int64)
+    arguments = counter, plan.order, outer, rows, sizes, radial, kept
+    fork(_forward_chunks, team.parallel, _threads(team, rows), arguments)
+
+
+@compiled
+def backward_pass(
+    plan: Plan, outer: Outer, sizes: Sizes, radial: Features, team: Team, cutoff_sigmas: float, memory: Floats
+) -> None:
+    """Fill the gradients of all but y, whose own is given, from what the forward left in the memory."""
+    kept, order, heads = kept_in(memory, sizes), plan.order, outer.heads
+    rows = reach(plan, kept.c, heads, cutoff_sigmas)
+    grads, by_key, threads = _gradients(outer, sizes, rows, kept), sort_by_key(rows), _threads(team, rows)
+    first, second = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    fork(_query_parts, team.parallel, threads, (first, order, outer, rows, sizes, radial, kept, grads))
+    fork(_key_chunks, team.parallel, threads, (second, order, outer, rows, sizes, by_key, kept, grads))
+    if len(outer.weight):
+        _sum_parts(grads.dweight, len(kept.weight))
+        weight_from_lanes(grads.dweight, heads, sizes.features, outer.bases, sizes.bases, outer.weight)
+    if len(outer.omega):
+        _sum_parts(grads.domega, len(kept.omega))
+        from_lanes(grads.domega, 0, np.zeros(1, np.int64), heads, sizes.features, 0, 1, outer.omega)
+    if len(outer.c):
+        from_lanes(grads.dc, heads, order, heads, 1, 0, sizes.atoms, outer.c)
+
+
+@compiled
+def _lay_out(order: IntArray, outer: Outer, sizes: Sizes, kept: Kept) -> None:
+    """Fill q, k, v, weight and c of what is kept."""
+    atoms, heads, features = sizes.atoms, outer.heads, sizes.features
+    to_lanes(outer.q, outer.step, order, heads, features, 0, atoms, kept.q)
+    to_lanes(outer.k, outer.step, order, heads, features, 0, atoms, kept.k)
+    to_lanes(outer.v, outer.step, order, heads, features, 0, atoms, kept.v)
+    if len(outer.weight):
+        weight_to_lanes(outer.weight, outer.weight_step, heads, features, outer.bases, sizes.bases, kept.weight)
+    if len(outer.omega):
+        to_lanes(outer.omega, 0, np.zeros(1, np.int64), heads, features, 0, 1, kept.omega)
+        widths(sizes, outer.rho, kept)
+    else:
+        to_lanes(outer.c, heads, order, heads, 1, 0, atoms, kept.c)
+
+
+@compiled
+def _threads(team: Team, rows: Rows) -> int:
+    """How many are worth waking for the shells in reach."""
+    return min(team.threads, max(1, rows.used.sum() // team.shells))
+
+
+@compiled
+def _own(radial: Features, rows: Rows, sizes: Sizes) -> Features:
+    """The features kept with the batch or, where none are kept, a thread's own memory for an atom's."""
+    if len(radial.made) or sizes.window == 0:
+        return radial
+    most = 1
+    for i in range(len(rows.start)):
+        most = max(most, rows.used[i])
+    return Features(np.empty(most * sizes.window, F), np.empty(most, np.int32), radial.made)
+
+
+@compiled
+def _forward_chunks(
+    counter: IntArray, order: IntArray, outer: Outer, rows: Rows, sizes: Sizes, radial: Features, kept: Kept
+) -> None:
+    """One thread's share of y."""
+    own, heads, features = _own(radial, rows, sizes), outer.heads, sizes.features
+    first = claim(counter) * CHUNK
+    while first < sizes.atoms:
+        last = min(first + CHUNK, sizes.atoms)
+        forward(rows, sizes, own, first, last, kept)
+        from_lanes(kept.y, heads * features, order, heads, features, first, last, outer.y)
+        first = claim(counter) * CHUNK
+
+
+@compiled
+def _query_parts(
+    counter: IntArray, order: IntArray, outer: Outer, rows: Rows, sizes: Sizes, radial: Features, kept: Kept,
+    grads: Gradients,
+) -> None:  # fmt: skip
+    """One thread's share of dq, the pairs' gradients and the parts of dweight and domega."""
+    own, heads, features = _own(radial, rows, sizes), outer.heads, sizes.features
+    first = claim(counter) * sizes.part
+    while first < sizes.atoms:
+        last = min(first + sizes.part, sizes.atoms)
+        to_lanes(outer.y, heads * features, order, heads, features, first, last, grads.dy)
+        backward_queries(rows, sizes, own, first, last, kept, grads)
+        if len(grads.dweight):
+            backward_weight(sizes, first, last, grads.dy, kept.sums, grads.dweight)
+        if len(grads.domega):
+            backward_widths(sizes, first, last, kept, grads)
+        from_lanes(grads.dq, outer.step, order, heads, features, first, last, outer.q)
+        first = claim(counter) * sizes.part
+
+
+@compiled
+def _key_chunks(
+    counter: IntArray, order: IntArray, outer: Outer, rows: Rows, sizes: Sizes, by_key: ByKey, kept: Kept,
+    grads: Gradients,
+) -> None:  # fmt: skip
+    """One thread's share of dk and dv, when every pair's gradients are there."""
+    heads, features = outer.heads, sizes.features
+    first = claim(counter) * CHUNK
+    while first < sizes.atoms:
+        last = min(first + CHUNK, sizes.atoms)
+        backward_keys(by_key, rows, sizes, first, last, kept, grads)
+        from_lanes(grads.dk, outer.step, order, heads, features, first, last, outer.k)
+        from_lanes(grads.dv, outer.step, order, heads, features, first, last, outer.v)
+        first = claim(counter) * CHUNK
+
+
+@compiled
+def _gradients(outer: Outer, sizes: Sizes, rows: Rows, kept: Kept) -> Gradients:
+    row, parts = len(kept.q), -(-sizes.atoms // sizes.part)
+    weight, omega = len(kept.weight) if len(outer.weight) else 0, len(kept.omega) if len(outer.omega) else 0
+    dy, dq, dk, dv = np.empty(row, F), np.empty(row, F), np.empty(row, F), np.empty(row, F)
+    pairs = np.empty(2 * sizes.groups * rows.offset[-1] * LANES, F)
+    return Gradients(
+        dy, dq, dk, dv, np.empty(len(kept.c), F), pairs, np.empty(parts * weight, F), np.empty(parts * omega, F)
+    )
+
+
+@compiled
+def _sum_parts(values: Floats, size: int) -> None:
+    """Leave the sum over all parts of that size in the first."""
+    for part in range(size, len(values), size):
+        for x in range(0, size, LANES):
+            store(values, x, add(load(values, x), load(values, part + x)))
