@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crystalformer import fused
 from crystalformer.batch import CrystalBatch
 from crystalformer.config import ModelConfig, PositiveFunction
 from crystalformer.ops import RadialBasis, periodic_attention, prepare
@@ -195,8 +194,6 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
         """(N, model_dim) from x (N, model_dim)."""
-        if fused.takes(self, x):
-            return fused.forward(self, x, batch)
         x = x + self.attention(x, batch)
         hidden = self.linear2(functional.relu(self.linear1(x), inplace=True))
         result: Tensor = x + hidden

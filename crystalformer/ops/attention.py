@@ -64,7 +64,7 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
         if backend in ("triton", "numba"):
             raise ValueError(f"the {backend} backend has no reciprocal domain; auto uses it for the real one alone")
         return _reciprocal(q, k, v, rho, batch, scale, rho_min, cutoff_sigmas, backend)
-    chosen = chosen_backend(backend, q, radial)
+    chosen = _chosen(backend, q, radial)
     if chosen in ("triton", "numba"):
         shells = batch.shells(cutoff_sigmas * scale / math.sqrt(rho_min))
         y: Tensor = _kernels(chosen).attend(
@@ -91,11 +91,8 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     )
 
 
-def chosen_backend(backend: str, q: Tensor, radial: RadialBasis | None) -> str:
-    """The backend that ``backend`` means in real space: "auto" is decided by where and what q (N, H, D) is.
-
-    Raises ValueError for a named one that is not installed.
-    """
+def _chosen(backend: str, q: Tensor, radial: RadialBasis | None) -> str:
+    """The backend for the real domain: "auto" is decided by where and what q (N, H, D) is."""
     if backend == "auto":
         name = _KERNELS.get(q.device.type, "torch")
         usable = name != "torch" and _takes(name, q, 0 if radial is None else radial.count)
@@ -171,7 +168,7 @@ def prepare(  # noqa: PLR0913 - what the operator's own arguments say about its 
     if domain == "reci":
         reciprocal_plan(batch, cutoff_sigmas / (scale * math.sqrt(rho_min)), like)
         return
-    radius, chosen = cutoff_sigmas * scale / math.sqrt(rho_min), chosen_backend(backend, like.unsqueeze(0), radial)
+    radius, chosen = cutoff_sigmas * scale / math.sqrt(rho_min), _chosen(backend, like.unsqueeze(0), radial)
     if chosen == "torch":
         block_plan(batch, radius, like)
     else:

@@ -1,7 +1,7 @@
 """The numba backend of real-space periodic attention, for CPUs. Importing this package imports numba.
 
-Kernels in kernels.py, radial.py and widths.py, written with the vectors of simd.py; which pairs of atoms meet in
-pairs.py; memory and threads in launch.py; the operator in custom_op.py, a whole encoder block in block.py.
+Kernels in kernels.py and radial.py, written with the vectors of simd.py; which pairs of atoms meet in pairs.py; a
+layer's forward and backward, dealt to threads, in passes.py; the operator in custom_op.py.
 """
 
 from crystalformer.ops.numba.custom_op import attend, plan, refusal

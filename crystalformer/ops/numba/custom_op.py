@@ -35,11 +35,6 @@ def plan(shells: PackedShells) -> Tensor:
     return handle
 
 
-def basis_of(radial: RadialBasis | None) -> list[float]:
-    """The radial basis as the operator takes it: K, r_max, width, or nothing."""
-    return [] if radial is None else [float(radial.count), radial.r_max, radial.width]
-
-
 def attend(  # noqa: PLR0913 - the operands of one equation
     q: Tensor,
     k: Tensor,
@@ -68,7 +63,7 @@ def attend(  # noqa: PLR0913 - the operands of one equation
         rho.float() / (2.0 * scale**2),
         None if weight is None else weight.float(),
         plan(shells),
-        basis_of(radial),
+        [] if radial is None else [float(radial.count), radial.r_max, radial.width],
         cutoff_sigmas,
     )[0]
     return y.to(q.dtype)
@@ -89,15 +84,14 @@ def _forward(  # noqa: PLR0913 - the operands of one equation
     q, k, v (N, H, D); precision (N, H) in 1/Å²; weight (H or 1, D, K) or None; handle: the PairPlan's; basis: K,
     r_max, width of the radial features, or nothing.
     """
-    kernels = _kernels(handle, q, basis, cutoff_sigmas)
     weight = None if weight is None else weight.contiguous()
-    y, memory = kernels.forward([t.contiguous().flatten(1) for t in (q, k, v)], weight, precision.contiguous(), None)
-    return y.view(q.shape), memory
+    qkv = [t.contiguous() for t in (q, k, v)]
+    return _kernels(handle, q, basis, cutoff_sigmas).forward(qkv, precision.contiguous(), weight)
 
 
 def _kernels(handle: Tensor, like: Tensor, basis: Sequence[float], cutoff_sigmas: float) -> Kernels:
     n, heads, features = like.shape
-    return Kernels(PLANS.plan(handle), (n, heads, features), tuple(basis), cutoff_sigmas, None)
+    return Kernels(PLANS.plan(handle), (n, heads, features), tuple(basis), cutoff_sigmas)
 
 
 _attention = torch.library.custom_op("crystalformer::numba_attention", _forward, mutates_args=())
@@ -107,11 +101,7 @@ def _backward(
     dy: Tensor, memory: Tensor, handle: Tensor, basis: Sequence[float], cutoff_sigmas: float, weight_heads: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v (N, H, D), precision (N, H), weight (weight_heads, D, K), from what the forward kept."""
-    kernels = _kernels(handle, dy, basis, cutoff_sigmas)
-    gradients = [dy.new_empty(len(dy), dy[0].numel()) for _ in range(3)]
-    dweight, dprecision = kernels.backward(dy.contiguous().flatten(1), memory, gradients, weight_heads)
-    dq, dk, dv = (d.view(dy.shape) for d in gradients)
-    return dq, dk, dv, dprecision, dweight
+    return _kernels(handle, dy, basis, cutoff_sigmas).backward(dy.contiguous(), memory, weight_heads)
 
 
 _attention_backward = torch.library.custom_op("crystalformer::numba_attention_backward", _backward, mutates_args=())
@@ -128,7 +118,7 @@ def _attention_shapes(  # noqa: PLR0913 - the operator's own arguments
     basis: Sequence[float],
     cutoff_sigmas: float,
 ) -> tuple[Tensor, Tensor]:
-    lengths = lengths_of(q.shape, int(basis[0]) if basis else 0, with_omega=False)
+    lengths = lengths_of(q.shape, int(basis[0]) if basis else 0)
     return q.new_empty(q.shape), q.new_empty(sum(lengths))
 
 

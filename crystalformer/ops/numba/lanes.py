@@ -10,16 +10,11 @@ from crystalformer.ops.numba.simd import LANES, compiled, transpose
 
 
 @compiled
-def to_lanes(
-    values: Floats, step: int, order: IntArray, heads: int, features: int, first: int, last: int, out: Floats
-) -> None:
-    """Fill places first..last-1 of out (G, N, F, 8) from values (N, H, F), an atom's ``step`` after the one before.
-
-    order (N,): the atom at each place of the plan.
-    """
+def to_lanes(values: Floats, order: IntArray, heads: int, features: int, first: int, last: int, out: Floats) -> None:
+    """Fill places first..last-1 of out (G, N, F, 8) from values (N, H, F); order (N,): the atom at each place."""
     atoms = len(order)
     for place in range(first, last):
-        at = order[place] * step
+        at = order[place] * heads * features
         for head in range(0, heads, LANES):
             row = (head // LANES * atoms + place) * features * LANES
             whole = features // LANES * LANES if head + LANES <= heads else 0
@@ -32,12 +27,12 @@ def to_lanes(
 
 @compiled
 def from_lanes(
-    values: Floats, step: int, order: IntArray, heads: int, features: int, first: int, last: int, out: Floats
+    values: Floats, order: IntArray, heads: int, features: int, first: int, last: int, out: Floats
 ) -> None:
-    """Fill the rows of out (N, H, F), ``step`` apart, from places first..last-1 of values (G, N, F, 8)."""
+    """Fill the rows of out (N, H, F) from places first..last-1 of values (G, N, F, 8)."""
     atoms = len(order)
     for place in range(first, last):
-        at = order[place] * step
+        at = order[place] * heads * features
         for head in range(0, heads, LANES):
             row = (head // LANES * atoms + place) * features * LANES
             whole = features // LANES * LANES if head + LANES <= heads else 0

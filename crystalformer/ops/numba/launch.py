@@ -6,7 +6,7 @@ Legend of shapes: operands.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from crystalformer.ops.numba import operands, passes
-from crystalformer.ops.numba.operands import Rho
 from crystalformer.ops.numba.pairs import Floats, PairPlan
 from crystalformer.ops.numba.simd import LANES
 from crystalformer.ops.numba.threads import team
@@ -34,73 +33,64 @@ REACH = 7.0
 exp(-6.5²/2) = 7e-10."""
 
 _NOTHING = np.empty(0, np.float32)
-_NO_RHO = Rho(0.0, 0.0, 0, 0.0, 0.0, 0.0)
+
+Pass = Callable[..., None]
+"""passes.forward_pass or backward_pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """The attention of one layer over a batch.
 
-    plan: the batch's. shape: N, H, D. basis: K, r_max and width of the radial features (Å), or nothing. cutoff_sigmas:
-    where an atom's sum ends, in widths of its widest Gaussian. rho: what makes c of omega q, or None where c is given.
+    plan: the batch's. shape: N, H, D. basis: K, r_max and width of the radial features (Å), or nothing.
+    cutoff_sigmas: where an atom's sum ends, in widths of its widest Gaussian.
     """
 
     plan: PairPlan
     shape: tuple[int, int, int]
     basis: tuple[float, ...]
     cutoff_sigmas: float
-    rho: Rho | None
 
-    def forward(
-        self, qkv: Sequence[Tensor], weight: Tensor | None, c: Tensor | None, omega: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """y (N, H D), and what the backward needs in one piece.
+    def forward(self, qkv: Sequence[Tensor], c: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """y (N, H, D), and what the backward needs in one piece.
 
-        q, k, v (N, H D), their rows alike far apart; weight (H or 1, D, K) or None; c (N, H) in 1/Å², or omega (H, D).
+        q, k, v (N, H, D); c (N, H) in 1/Å²; weight (H or 1, D, K) or None; all of them contiguous.
         """
-        sizes = self._sizes()
         make = torch.empty if self.shape[1] % LANES == 0 else torch.zeros
-        memory, y = make(sum(sizes.lengths)), torch.empty(qkv[0].shape)
-        self._run(passes.forward_pass, qkv, y, (weight, c, omega), memory)
+        memory, y = make(sum(self._sizes().lengths)), torch.empty(self.shape)
+        self._run(passes.forward_pass, [*qkv, c, y], weight, memory)
         return y, memory
 
-    def backward(self, dy: Tensor, memory: Tensor, gradients: Sequence[Tensor], weight_heads: int) -> tuple[Tensor, Tensor]:
-        """Fill ``gradients`` of q, k, v (N, H D), rows alike far apart; those of weight, and of c or omega.
+    def backward(
+        self, dy: Tensor, memory: Tensor, weight_heads: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of q, k, v (N, H, D), c (N, H) and weight (weight_heads, D, K).
 
-        dy (N, H D); memory: what the forward kept; weight_heads: of the weight, 0 for none. The weight's gradient is
-        (weight_heads, D, K), that of c (N, H), of omega (H, D).
+        dy (N, H, D), contiguous; memory: what the forward kept; weight_heads: of the weight, 0 for none.
         """
         n, heads, features = self.shape
-        weight = torch.empty(heads, features, int(self.basis[0])) if weight_heads else None
-        other = torch.empty((n, heads) if self.rho is None else (heads, features))
-        others = (weight, other, None) if self.rho is None else (weight, None, other)
-        self._run(passes.backward_pass, gradients, dy, others, memory)
-        if weight is None:
-            return torch.empty(0, features, 0), other
-        return weight if weight_heads == heads else weight.sum(0, keepdim=True), other
-
-    def _run(
-        self, work: object, qkv: Sequence[Tensor], y: Tensor, others: tuple[Tensor | None, ...], memory: Tensor
-    ) -> None:
-        sizes, plan = self._sizes(), self.plan
-        weight, c, omega = others
-        count = int(self.basis[0]) if self.basis else 0
-        outer = operands.Outer(
-            self.shape[1],
-            count,
-            qkv[0].stride(0),
-            *map(_numbers, qkv),
-            _numbers(y),
-            0 if weight is None or len(weight) == 1 else sizes.features * count,
-            *(_NOTHING if given is None else _numbers(given) for given in (weight, c, omega)),
-            self.rho or _NO_RHO,
+        dq, dk, dv = (torch.empty(self.shape) for _ in range(3))
+        dc, dweight = (
+            torch.empty(n, heads),
+            torch.empty(heads, features, int(self.basis[0])) if weight_heads else None,
         )
+        self._run(passes.backward_pass, [dq, dk, dv, dc, dy], dweight, memory)
+        if dweight is None:
+            return dq, dk, dv, dc, torch.empty(0, features, 0)
+        return dq, dk, dv, dc, dweight if weight_heads == heads else dweight.sum(0, keepdim=True)
+
+    def _run(self, work: Pass, operator: Sequence[Tensor], weight: Tensor | None, memory: Tensor) -> None:
+        """Call a compiled pass; ``operator``: the tensors of operands.Outer from q to y."""
+        sizes, plan, count = self._sizes(), self.plan, int(self.basis[0]) if self.basis else 0
+        step = 0 if weight is None or len(weight) == 1 else sizes.features * count
+        numbers = *map(_numbers, operator), _NOTHING if weight is None else _numbers(weight)
+        outer = operands.Outer(self.shape[1], count, step, *numbers)
         pairs = plan.pair, plan.pair_ptr, plan.key, plan.nearest
         rows = operands.Plan(plan.order, plan.start, plan.stop, plan.distance, plan.farness, plan.images, *pairs)
-        work(rows, outer, sizes, self._features(sizes), team(), self.cutoff_sigmas, memory.numpy())  # type: ignore[operator]
+        work(rows, outer, sizes, self._features(sizes), team(), self.cutoff_sigmas, memory.numpy())
 
     def _sizes(self) -> operands.Sizes:
-        return sizes_of(*self.shape, self.basis, self.rho is not None)
+        return sizes_of(*self.shape, self.basis)
 
     def _features(self, sizes: operands.Sizes) -> operands.Features:
         """The radial features of the plan, made as they are wanted; none to keep in a large batch."""
@@ -115,9 +105,9 @@ class Kernels:
 
 
 @lru_cache
-def sizes_of(atoms: int, heads: int, features: int, basis: tuple[float, ...], with_omega: bool) -> operands.Sizes:  # noqa: FBT001
-    """Of the arrays for N atoms, H heads of D features; basis as Kernels'; with_omega: c is made of it."""
-    lengths = lengths_of((atoms, heads, features), int(basis[0]) if basis else 0, with_omega=with_omega)
+def sizes_of(atoms: int, heads: int, features: int, basis: tuple[float, ...]) -> operands.Sizes:
+    """Of the arrays for N atoms, H heads of D features; basis as Kernels'."""
+    lengths = lengths_of((atoms, heads, features), int(basis[0]) if basis else 0)
     groups, part = -(-heads // LANES), max(PART, -(-atoms // MOST_PARTS))
     scale = np.float32(1.0 / math.sqrt(features))
     if not basis:
@@ -128,21 +118,17 @@ def sizes_of(atoms: int, heads: int, features: int, basis: tuple[float, ...], wi
     return operands.Sizes(groups, atoms, features, bases, min(window, bases), spacing, width, scale, part, lengths)
 
 
-def lengths_of(shape: Sequence[int], bases: int, *, with_omega: bool) -> tuple[int, ...]:
+def lengths_of(shape: Sequence[int], bases: int) -> tuple[int, ...]:
     """Numbers in each array of Kept, for operands of a shape (N, H, D) and K radial bases."""
     n, heads, features = shape
     lanes, filled = _round_up(heads), _round_up(bases)
-    rows, omega, slope = lanes * n * features, with_omega * lanes * features, with_omega * lanes * n
-    return rows, rows, rows, lanes * n, lanes * features * filled, rows, lanes * n, lanes * n * filled, omega, slope
+    rows = lanes * n * features
+    return rows, rows, rows, lanes * n, lanes * features * filled, rows, lanes * n, lanes * n * filled
 
 
 def _numbers(values: Tensor) -> Floats:
-    """The numbers from the first of a tensor to its last, in its memory; all but its first dimension contiguous."""
-    values = values.detach()
-    if not values.is_contiguous():
-        length = (len(values) - 1) * values.stride(0) + values.shape[1]
-        values = values.as_strided((length,), (1,))
-    numbers: Floats = values.view(-1).numpy()
+    """The numbers of a contiguous tensor, in its memory."""
+    numbers: Floats = values.detach().view(-1).numpy()
     return numbers
 
 

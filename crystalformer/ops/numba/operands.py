@@ -6,11 +6,9 @@ bases and of heads (filled up with zeros) will do. All arrays are flat; legend o
     G groups of eight heads · N atoms · S shells · E pairs, P of them in reach · D features a head
     K radial bases, filled up to a multiple of eight
     q, k, v, y, dy … (G, N, D, 8) · c, lse, dc (G, N, 8) · sums (G, N, K, 8) · weight (G, K, D, 8)
-    pairs (G, P, 2, 8) · omega (G, D, 8) · slope (G, N, 8)
-    dweight, domega: as weight and omega, once for every ``part`` atoms
+    pairs (G, P, 2, 8) · dweight: as weight, once for every ``part`` atoms
 
-c: 1/(2 sigma²) of each atom's Gaussians in 1/Å². It is an operand, or made of q (widths.py), and then omega and slope
-are there.
+c: 1/(2 sigma²) of each atom's Gaussians in 1/Å².
 """
 
 from __future__ import annotations
@@ -77,8 +75,6 @@ class Kept(NamedTuple):
     y: Floats
     lse: Floats
     sums: Floats
-    omega: Floats
-    slope: Floats
 
 
 class Gradients(NamedTuple):
@@ -91,42 +87,23 @@ class Gradients(NamedTuple):
     dc: Floats
     pairs: Floats
     dweight: Floats
-    domega: Floats
-
-
-class Rho(NamedTuple):
-    """What makes c of omega q (widths.py). scale and shift: s and t. function: place in FUNCTIONS. lower: its bound b.
-
-    factor: 1/(2 scale_real²), 1/Å².
-    """
-
-    scale: float
-    shift: float
-    function: int
-    beta: float
-    lower: float
-    factor: float
 
 
 class Outer(NamedTuple):
-    """The operator's own operands, or in the backward their gradients, flat; those that there are not are empty.
+    """The operator's own operands, or in the backward their gradients, flat.
 
-    q, k, v (N, H, D), with ``step`` numbers from an atom to the next; y (N, H, D); weight (H or 1, D, K), heads
-    ``weight_step`` apart, for ``bases`` K; c (N, H), or omega (H, D) and rho.
+    q, k, v, y (N, H, D); c (N, H); weight (H or 1, D, K), heads ``weight_step`` apart, or nothing; bases: K.
     """
 
     heads: int
     bases: int
-    step: int
+    weight_step: int
     q: Floats
     k: Floats
     v: Floats
-    y: Floats
-    weight_step: int
-    weight: Floats
     c: Floats
-    omega: Floats
-    rho: Rho
+    y: Floats
+    weight: Floats
 
 
 class Team(NamedTuple):
@@ -148,7 +125,7 @@ class ByKey(NamedTuple):
 class Sizes(NamedTuple):
     """G, N, D and K; window: a multiple of 8, 0 without radial bases; spacing and width of the Gaussians, Å.
 
-    scale: of q k, 1/sqrt(D). part: atoms whose gradients of weight and omega are summed together. lengths: of Kept's
+    scale: of q k, 1/sqrt(D). part: atoms whose gradients of weight are summed together. lengths: of Kept's
     arrays.
     """
 
@@ -167,7 +144,7 @@ class Sizes(NamedTuple):
 @compiled
 def kept_in(memory: Floats, sizes: Sizes) -> Kept:
     """The arrays in one piece of memory."""
-    l0, l1, l2, l3, l4, l5, l6, l7, l8, l9 = sizes.lengths
+    l0, l1, l2, l3, l4, l5, l6, l7 = sizes.lengths
     rest = memory
     q, rest = rest[:l0], rest[l0:]
     k, rest = rest[:l1], rest[l1:]
@@ -176,8 +153,7 @@ def kept_in(memory: Floats, sizes: Sizes) -> Kept:
     weight, rest = rest[:l4], rest[l4:]
     y, rest = rest[:l5], rest[l5:]
     lse, rest = rest[:l6], rest[l6:]
-    sums, rest = rest[:l7], rest[l7:]
-    return Kept(q, k, v, c, weight, y, lse, sums, rest[:l8], rest[l8 : l8 + l9])
+    return Kept(q, k, v, c, weight, y, lse, rest[:l7])
 
 
 @compiled

@@ -1,7 +1,7 @@
-"""One layer's attention from the operator's layout to the lanes' and back: forward and backward, atoms dealt to threads.
+"""One layer's attention, forward and backward, from the operator's layout to lanes and back, dealt to threads.
 
-Legend of shapes: operands.py. Every atom's rows are summed by one thread, and the gradients of weight and omega over
-parts of fixed size: results do not depend on the threads.
+Legend of shapes: operands.py. Every atom's rows are summed by one thread, and the gradient of W over parts of fixed
+size: results do not depend on the threads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from crystalformer.ops.numba.operands import (
 from crystalformer.ops.numba.pairs import Floats, IntArray
 from crystalformer.ops.numba.radial import backward_weight
 from crystalformer.ops.numba.simd import LANES, add, compiled, load, store
-from crystalformer.ops.numba.widths import backward_widths, widths
 
 F = np.float32
 CHUNK = 16
@@ -62,33 +61,26 @@ def backward_pass(
     if len(outer.weight):
         _sum_parts(grads.dweight, len(kept.weight))
         weight_from_lanes(grads.dweight, heads, sizes.features, outer.bases, sizes.bases, outer.weight)
-    if len(outer.omega):
-        _sum_parts(grads.domega, len(kept.omega))
-        from_lanes(grads.domega, 0, np.zeros(1, np.int64), heads, sizes.features, 0, 1, outer.omega)
-    if len(outer.c):
-        from_lanes(grads.dc, heads, order, heads, 1, 0, sizes.atoms, outer.c)
+    from_lanes(grads.dc, order, heads, 1, 0, sizes.atoms, outer.c)
 
 
 @compiled
 def _lay_out(order: IntArray, outer: Outer, sizes: Sizes, kept: Kept) -> None:
     """Fill q, k, v, weight and c of what is kept."""
     atoms, heads, features = sizes.atoms, outer.heads, sizes.features
-    to_lanes(outer.q, outer.step, order, heads, features, 0, atoms, kept.q)
-    to_lanes(outer.k, outer.step, order, heads, features, 0, atoms, kept.k)
-    to_lanes(outer.v, outer.step, order, heads, features, 0, atoms, kept.v)
+    to_lanes(outer.q, order, heads, features, 0, atoms, kept.q)
+    to_lanes(outer.k, order, heads, features, 0, atoms, kept.k)
+    to_lanes(outer.v, order, heads, features, 0, atoms, kept.v)
     if len(outer.weight):
         weight_to_lanes(outer.weight, outer.weight_step, heads, features, outer.bases, sizes.bases, kept.weight)
-    if len(outer.omega):
-        to_lanes(outer.omega, 0, np.zeros(1, np.int64), heads, features, 0, 1, kept.omega)
-        widths(sizes, outer.rho, kept)
-    else:
-        to_lanes(outer.c, heads, order, heads, 1, 0, atoms, kept.c)
+    to_lanes(outer.c, order, heads, 1, 0, atoms, kept.c)
 
 
 @compiled
 def _threads(team: Team, rows: Rows) -> int:
     """How many are worth waking for the shells in reach."""
-    return min(team.threads, max(1, rows.used.sum() // team.shells))
+    shells: int = rows.used.sum()
+    return min(team.threads, max(1, shells // team.shells))
 
 
 @compiled
@@ -112,7 +104,7 @@ def _forward_chunks(
     while first < sizes.atoms:
         last = min(first + CHUNK, sizes.atoms)
         forward(rows, sizes, own, first, last, kept)
-        from_lanes(kept.y, heads * features, order, heads, features, first, last, outer.y)
+        from_lanes(kept.y, order, heads, features, first, last, outer.y)
         first = claim(counter) * CHUNK
 
 
@@ -121,18 +113,16 @@ def _query_parts(
     counter: IntArray, order: IntArray, outer: Outer, rows: Rows, sizes: Sizes, radial: Features, kept: Kept,
     grads: Gradients,
 ) -> None:  # fmt: skip
-    """One thread's share of dq, the pairs' gradients and the parts of dweight and domega."""
+    """One thread's share of dq, the pairs' gradients and the parts of dweight."""
     own, heads, features = _own(radial, rows, sizes), outer.heads, sizes.features
     first = claim(counter) * sizes.part
     while first < sizes.atoms:
         last = min(first + sizes.part, sizes.atoms)
-        to_lanes(outer.y, heads * features, order, heads, features, first, last, grads.dy)
+        to_lanes(outer.y, order, heads, features, first, last, grads.dy)
         backward_queries(rows, sizes, own, first, last, kept, grads)
         if len(grads.dweight):
             backward_weight(sizes, first, last, grads.dy, kept.sums, grads.dweight)
-        if len(grads.domega):
-            backward_widths(sizes, first, last, kept, grads)
-        from_lanes(grads.dq, outer.step, order, heads, features, first, last, outer.q)
+        from_lanes(grads.dq, order, heads, features, first, last, outer.q)
         first = claim(counter) * sizes.part
 
 
@@ -147,20 +137,18 @@ def _key_chunks(
     while first < sizes.atoms:
         last = min(first + CHUNK, sizes.atoms)
         backward_keys(by_key, rows, sizes, first, last, kept, grads)
-        from_lanes(grads.dk, outer.step, order, heads, features, first, last, outer.k)
-        from_lanes(grads.dv, outer.step, order, heads, features, first, last, outer.v)
+        from_lanes(grads.dk, order, heads, features, first, last, outer.k)
+        from_lanes(grads.dv, order, heads, features, first, last, outer.v)
         first = claim(counter) * CHUNK
 
 
 @compiled
 def _gradients(outer: Outer, sizes: Sizes, rows: Rows, kept: Kept) -> Gradients:
     row, parts = len(kept.q), -(-sizes.atoms // sizes.part)
-    weight, omega = len(kept.weight) if len(outer.weight) else 0, len(kept.omega) if len(outer.omega) else 0
+    weight = len(kept.weight) if len(outer.weight) else 0
     dy, dq, dk, dv = np.empty(row, F), np.empty(row, F), np.empty(row, F), np.empty(row, F)
     pairs = np.empty(2 * sizes.groups * rows.offset[-1] * LANES, F)
-    return Gradients(
-        dy, dq, dk, dv, np.empty(len(kept.c), F), pairs, np.empty(parts * weight, F), np.empty(parts * omega, F)
-    )
+    return Gradients(dy, dq, dk, dv, np.empty(len(kept.c), F), pairs, np.empty(parts * weight, F))
 
 
 @compiled

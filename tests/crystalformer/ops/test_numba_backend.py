@@ -215,10 +215,10 @@ def test_lanes_hold_every_number_and_give_it_back(heads, features):
     groups = -(-heads // simd.LANES)
     lanes, back = np.full(groups * 5 * features * simd.LANES, -1.0, np.float32), np.empty_like(values)
     order = np.array([2, 0, 4, 1, 3])
-    to_lanes(values, heads * features, order, heads, features, 0, 5, lanes)
+    to_lanes(values, order, heads, features, 0, 5, lanes)
     split = lanes.reshape(groups, 5, features, simd.LANES).transpose(1, 0, 3, 2).reshape(5, -1, features)
     np.testing.assert_array_equal(split[:, :heads], values.reshape(5, heads, features)[order])
-    from_lanes(lanes, heads * features, order, heads, features, 0, 5, back)
+    from_lanes(lanes, order, heads, features, 0, 5, back)
     np.testing.assert_array_equal(back, values)
 
 

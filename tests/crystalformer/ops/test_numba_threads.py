@@ -1,106 +1,145 @@
-"""How atoms are shared among threads: where they are cut, what runs, errors, a second caller, a forked process."""
+"""How compiled code is shared among threads: PyTorch's and ours, failures, a second caller, a forked process."""
 
+import ctypes
+import math
 import multiprocessing
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from crystalformer.ops.numba import threads as threads_module
-from crystalformer.ops.numba.threads import SHELLS_A_THREAD, bounds, share
+from crystalformer.ops.numba import threads
+from crystalformer.ops.numba.fork import claim, fork
+from crystalformer.ops.numba.simd import compiled
+from tests.crystalformer.crystals import batch_of, random_crystal
+from tests.crystalformer.ops.operands import attend, operands
 
 
-@pytest.fixture(params=["PyTorch's", "our own"])
-def team(request, monkeypatch):
-    """Whose threads they are: PyTorch's OpenMP, or ours as where that is not GNU's."""
-    if request.param == "our own":
-        monkeypatch.setattr(threads_module, "_open_mp", lambda: None)
-    elif threads_module._open_mp() is None:
-        assert sys.platform != "linux" or "GNU" not in torch.__config__.show()
+@compiled
+def count(entered, pieces, done, failing):
+    claim(entered)
+    piece = claim(pieces)
+    while piece < len(done):
+        if piece == failing:
+            raise ValueError
+        done[piece] += 1
+        piece = claim(pieces)
+
+
+@compiled
+def shared(parallel, number, done, failing):
+    entered, pieces = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    fork(count, parallel, number, (entered, pieces, done, failing))
+    return entered[0]
+
+
+@compiled
+def dawdle(entered, steps, out):
+    x = float(claim(entered))
+    for _ in range(steps):
+        x = math.cos(x)
+    out[0] += x
+
+
+@compiled
+def slow(parallel, number, entered, steps, out):
+    fork(dawdle, parallel, number, (entered, steps, out))
+
+
+@pytest.fixture(params=["PyTorch's", "ours"])
+def parallel(request) -> int:
+    """Of PyTorch's OpenMP threads, or of ours, as where that is not GNU's."""
+    address = threads.helpers() if request.param == "ours" else threads.open_mp()
+    if address == 0:
+        assert sys.platform != "linux" or "OpenMP" not in torch.__config__.parallel_info()
         pytest.skip("PyTorch's OpenMP is not GNU's here")
+    return address
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 7])
+def test_every_piece_is_done_once_and_all_threads_come(parallel, number):
+    done = np.zeros(1000, np.int64)
+    for _ in range(20):
+        assert shared(parallel, number, done, -1) == number
+    assert (done == 20).all()
+
+
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("failing", [0, 500])
+def test_a_failure_in_any_thread_is_raised_and_the_next_work_is_done(parallel, number, failing):
+    done = np.zeros(1000, np.int64)
+    with pytest.raises(RuntimeError, match="a thread of the attention kernels failed"):
+        shared(parallel, number, done, failing)
+    done[:] = 0
+    shared(parallel, number, done, -1)
+    assert (done == 1).all()
+
+
+def test_callers_beside_one_another(parallel):
+    """Ours serve one caller at a time, another does its work itself; OpenMP has more of them."""
+    entered, out = np.zeros(1, np.int64), np.zeros(1)
+    slow(parallel, 1, entered, 1, out)
+    first = threading.Thread(target=slow, args=(parallel, 2, entered, 100_000_000, out))
+    first.start()
+    while entered[0] < 3:
+        time.sleep(0.001)
+    done = np.zeros(1000, np.int64)
+    number = shared(parallel, 2, done, -1)
+    assert first.is_alive()
+    first.join()
+    assert (done == 1).all()
+    assert number == (1 if parallel == threads.helpers() else 2)
 
 
 @pytest.fixture
-def four_threads():
+def asked(monkeypatch) -> list[int]:
+    """The numbers of threads that are asked for; all the work is done by the one that asks."""
+    numbers: list[int] = []
+
+    def alone(entry, data, number, _):
+        numbers.append(number)
+        threads._THREAD(entry)(data)
+
+    call = threads._PARALLEL(alone)
+    address = ctypes.cast(call, ctypes.c_void_p).value
+    monkeypatch.setattr(threads, "parallel", lambda: address)
     before = torch.get_num_threads()
     torch.set_num_threads(4)
-    yield
+    yield numbers
     torch.set_num_threads(before)
+    assert call  # kept until here
 
 
-@pytest.mark.parametrize("step", [1, 32])
-def test_threads_get_as_many_shells_each(four_threads, step):
-    used = np.arange(1, 1001) % 300 + 1
-    used *= -(-4 * SHELLS_A_THREAD // int(used.sum()))
-    cuts = bounds(used, step)
-    assert (cuts[0], cuts[-1], len(cuts)) == (0, 1000, 5)
-    assert all(cut % step == 0 for cut in cuts[:-1])
-    shells = [int(used[first:last].sum()) for first, last in zip(cuts, cuts[1:], strict=False)]
-    assert max(shells) <= 1.2 * sum(shells) / 4
+@pytest.mark.parametrize(("share", "number"), [(1.01, None), (0.5, 2), (0.34, 2), (0.2, 4)])
+def test_threads_are_asked_for_where_there_is_work_for_them(asked, monkeypatch, share, number):
+    """For so many of the shells in reach, in the forward, the backward by query and that by key."""
+    batch = batch_of(random_crystal(40, seed=0))
+    given = operands(batch, scale=0.6).to(torch.float32)
+    given.rho[:] = 0.6
+    inside = batch.shells(6.0 * 0.6 / math.sqrt(0.5)).distance <= 6.0 * 0.6 / math.sqrt(0.6)
+    monkeypatch.setattr(threads, "SHELLS_A_THREAD", int(share * int(inside.sum())))
+    attend(batch, given, "numba", 6.0)
+    assert asked == ([] if number is None else [number] * 3)
 
 
-def test_little_work_is_not_shared(four_threads):
-    assert bounds(np.full(10, SHELLS_A_THREAD // 10)) == [0, 10]
-    assert bounds(np.array([10 * SHELLS_A_THREAD])) == [0, 1]
+def _in_child(queue, batch, given):
+    queue.put((threads.team().threads, attend(batch, given, "numba")["dv"].numpy().tobytes()))
 
 
-def test_all_of_it_is_done_once_in_as_many_threads_as_pieces(team):
-    done, together = np.zeros(100, int), threading.Barrier(3)
-
-    def work(first, last):
-        together.wait(30)  # none gets past it before there are three
-        done[first:last] += 1
-
-    for _ in range(50):
-        share(work, [0, 20, 60, 100])
-    assert (done == 50).all()
-
-
-@pytest.mark.parametrize("failing", [0, 50])
-def test_errors_of_any_thread_are_raised_and_the_next_work_is_done(team, failing):
-    done = []
-
-    def work(first, last):
-        if first == failing:
-            raise ZeroDivisionError(str(first))
-        done.append((first, last))
-
-    with pytest.raises(ZeroDivisionError, match=str(failing)):
-        share(work, [0, 50, 100])
-    share(lambda first, last: done.append((first, last)), [0, 30, 100])
-    assert sorted(done[-2:]) == [(0, 30), (30, 100)]
-
-
-def test_a_caller_beside_another_does_its_work_itself(team):
-    inside, go_on, done = threading.Event(), threading.Event(), []
-
-    def slow(first, last):
-        inside.set()
-        assert go_on.wait(30)
-
-    first = threading.Thread(target=share, args=(slow, [0, 1, 2]))
-    first.start()
-    assert inside.wait(30)
-    share(lambda first, last: done.append((first, last)), [0, 5, 10])
-    go_on.set()
-    first.join(30)
-    assert done == [(0, 10)]
-
-
-def _share_in_child(queue):
-    done = []
-    share(lambda first, last: done.append((first, last)), [0, 20, 60, 100])
-    queue.put(done)
-
-
-def test_a_forked_process_does_its_work_itself(team):
-    share(lambda *_: None, [0, 20, 60, 100])
+def test_a_forked_process_does_its_work_itself():
+    batch = batch_of(random_crystal(60, seed=0))
+    given = operands(batch, scale=0.6).to(torch.float32)
+    expected = attend(batch, given, "numba")["dv"].numpy().tobytes()
     forking = multiprocessing.get_context("fork")
     queue = forking.SimpleQueue()
-    child = forking.Process(target=_share_in_child, args=(queue,))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # PyTorch's own operations would wait for its OpenMP's threads
+    child = forking.Process(target=_in_child, args=(queue, batch, given))
     child.start()
-    child.join(30)
+    torch.set_num_threads(before)
+    child.join(60)
     assert child.exitcode == 0
-    assert queue.get() == [(0, 100)]
+    assert queue.get() == (1, expected)
