@@ -1,9 +1,23 @@
-"""What all tests share: those marked ``gpu`` are skipped, with the reason, where there is no GPU."""
+"""What all tests share: the longest files go first; those marked ``gpu`` are skipped where there is no GPU."""
 
 import pytest
 
+LONGEST = (
+    "cluster/test_nodes.py",
+    "cluster/test_recovery.py",
+    "k8s/test_live.py",
+    "cluster/test_storage.py",
+    "test_readme.py",
+    "cluster/test_fine_tuning.py",
+    "tune/test_search.py",
+    "cluster/test_full_disk.py",
+    "cluster/test_head.py",
+)
+"""Of several files at once, the one that begins last should not be one of these."""
+
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=_place)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -12,3 +26,9 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+def _place(item) -> int:
+    """Where its file comes: by LONGEST, then all others as they were."""
+    path = item.path.as_posix()
+    return next((place for place, name in enumerate(LONGEST) if path.endswith(f"tests/{name}")), len(LONGEST))
