@@ -15,8 +15,8 @@ VARIABLES = {
     # Relative paths keep their meaning in workers.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Idle OpenMP threads sleep soon. Longer spins are faster on idle cores and slower on busy ones: of 1000, 4000, 10000
-    # and 100000, 1,630, 1,790, 1,850 and 2,020 structures a second, and 960, 840, 780 and 350 beside two busy programs.
+    # Idle OpenMP threads sleep soon: longer spins are faster on idle cores and slower on busy ones. With 1000, 4000,
+    # 10000, 100000: 1,630, 1,790, 1,850, 2,020 structures a second, and 960, 840, 780, 350 beside two busy programs.
     "GOMP_SPINCOUNT": "4000",
     # Matrix products do not depend on where memory happens to lie; without it 3 of 16 repeated runs differed.
     "MKL_CBWR": "AUTO,STRICT",

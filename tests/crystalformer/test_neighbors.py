@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from crystalformer import neighbors
 from crystalformer.neighbors import _CHUNK, SHELL_GAP, find_shells
 from tests.crystalformer.crystals import (
     REWRITTEN,
@@ -13,6 +14,15 @@ from tests.crystalformer.crystals import (
     random_crystal,
     supercell,
 )
+
+
+@pytest.fixture(autouse=True, params=["compiled", "NumPy"])
+def search(request, monkeypatch):
+    """Every test goes by the compiled search and by the one that is used where numba is not installed."""
+    assert neighbors._compiled_search() is not None
+    if request.param == "NumPy":
+        monkeypatch.setattr(neighbors, "_compiled_search", lambda: None)
+
 
 CUBIC = Crystal(np.zeros((1, 3)), np.array([29]), np.eye(3))
 FACE_CENTRED = Crystal(np.zeros((1, 3)), np.array([29]), (1 - np.eye(3)) / np.sqrt(2))  # nearest neighbours at 1 Å
