@@ -109,7 +109,7 @@ def batches(feed: Feed) -> list[Row]:
             feed.batch(rows, CPU)
 
     made = timing(make_all, REPEATS, "cpu")
-    _, step = training_step(feed.batch(epoch[0], CPU)[0], "torch")
+    _, step = training_step(feed.batch(epoch[0], CPU)[0], "auto")
     step_time = timing(step, 3, "cpu")
     count = len(epoch) * size
     share = made.cpu / len(epoch) / step_time.cpu
