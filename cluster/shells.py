@@ -27,7 +27,7 @@ IntArray = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many rows are done, and how many there are."""
 
-FORMAT = "2"
+FORMAT = "3"
 _CHUNK = 512
 
 _PACKED_AT_ONCE = 16
