@@ -90,16 +90,16 @@ def test_no_model_is_named(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_fine_tuning_beats_fresh_weights_on_200_crystals(local_ray, elastic, tmp_path):
-    """With sharded weights; the run goes on without the model it began with once it has a checkpoint."""
+    """Into sharded weights; the run goes on without the model it began with once it has a checkpoint."""
     recipe = {"epochs": 8, "batch_size": 64, "lr": 4e-3, "device": "cpu", "threads_per_worker": 1}
-    words = as_words({**SMALL, **recipe, "num_workers": 2, "zero_stage": 3})
+    words, sharded = as_words({**SMALL, **recipe, "num_workers": 2}), ["--zero_stage", "3"]
     args = argparse.Namespace(
         seeds=1,
         crystals=200,
         model=None,
         data_dir=elastic.path.parent,
         storage_path=tmp_path,
-        small=[],
+        small=sharded,
         words=words,
     )
     found = fine_tuning.compare(args)
@@ -108,7 +108,7 @@ def test_fine_tuning_beats_fresh_weights_on_200_crystals(local_ray, elastic, tmp
     assert config.run.init_from == str(tmp_path / "bulk")
     assert read_card(tmp_path / "fine-tuned-1" / "model").provenance["init_from"] == str(tmp_path / "bulk")
     shutil.rmtree(tmp_path / "bulk")
-    same = ["train", *words, "--target", "shear", "--dataset", str(config.data.dataset), "--seed", "1"]
+    same = ["train", *words, *sharded, "--target", "shear", "--dataset", str(config.data.dataset), "--seed", "1"]
     same += ["--init_from", str(tmp_path / "bulk"), "--data_dir", str(elastic.path.parent)]
     same += ["--storage_path", str(tmp_path)]
     assert main([*same, "--run_name", "fine-tuned-1", "--resume"]) == 0
