@@ -44,7 +44,7 @@ def forward(rows: Rows, sizes: Sizes, radial: Features, first: int, last: int, k
     p_row = np.empty(most * LANES, F)
     for i in range(first, last):
         used, pairs = rows.used[i], rows.offset[i + 1] - rows.offset[i]
-        start, keys = rows.start[i], rows.key[rows.pair_ptr[i] : rows.pair_ptr[i] + pairs]
+        start, keys = rows.plan.start[i], rows.plan.key[rows.plan.pair_ptr[i] : rows.plan.pair_ptr[i] + pairs]
         at, bases = features_of(rows, sizes, radial, i)
         for group in range(sizes.groups):
             atom = group * sizes.atoms + i
@@ -53,16 +53,16 @@ def forward(rows: Rows, sizes: Sizes, radial: Features, first: int, last: int, k
             _scores(kept.q, row, kept.k, keys, group, sizes, sizes.scale, score)
             shift = splat(_LEAST)
             for pair in range(pairs):
-                farness = broadcast(rows.farness, start + rows.nearest[rows.pair_ptr[i] + pair])
+                farness = broadcast(rows.plan.farness, start + rows.plan.nearest[rows.plan.pair_ptr[i] + pair])
                 exponent = fma(precision, farness, load(score, pair * LANES))
                 shift = larger(exponent, shift)
             _clear(p_pair, 0, pairs)
             _clear(kept.sums, sums + bases * LANES, sizes.bases - bases)
             total = splat(_ZERO)
             for t in range(used):
-                pair = rows.pair[start + t] * LANES
-                exponent = sub(fma(precision, broadcast(rows.farness, start + t), load(score, pair)), shift)
-                p = mul(exp(exponent), broadcast(rows.images, start + t))
+                pair = rows.plan.pair[start + t] * LANES
+                exponent = sub(fma(precision, broadcast(rows.plan.farness, start + t), load(score, pair)), shift)
+                p = mul(exp(exponent), broadcast(rows.plan.images, start + t))
                 total = add(total, p)
                 store(p_pair, pair, add(load(p_pair, pair), p))
                 store(p_row, t * LANES, p)
@@ -139,7 +139,7 @@ def backward_queries(
     dp_row, dsums = np.empty(most * LANES, F), np.empty(sizes.bases * LANES, F)
     for i in range(first, last):
         used, pairs = rows.used[i], rows.offset[i + 1] - rows.offset[i]
-        start, keys = rows.start[i], rows.key[rows.pair_ptr[i] : rows.pair_ptr[i] + pairs]
+        start, keys = rows.plan.start[i], rows.plan.key[rows.plan.pair_ptr[i] : rows.plan.pair_ptr[i] + pairs]
         at, bases = features_of(rows, sizes, radial, i)
         for group in range(sizes.groups):
             atom, base = group * sizes.atoms + i, 2 * (group * rows.offset[-1] + rows.offset[i]) * LANES
@@ -154,8 +154,8 @@ def backward_queries(
             _clear(grads.pairs, base, 2 * pairs)
             dprecision = splat(_ZERO)
             for t in range(used):
-                pair, farness = rows.pair[start + t] * LANES, broadcast(rows.farness, start + t)
-                p = mul(exp(fma(precision, farness, load(score, pair))), broadcast(rows.images, start + t))
+                pair, farness = rows.plan.pair[start + t] * LANES, broadcast(rows.plan.farness, start + t)
+                p = mul(exp(fma(precision, farness, load(score, pair))), broadcast(rows.plan.images, start + t))
                 dp = load(dp_pair, pair)
                 if window:
                     dp = add(dp, load(dp_row, t * LANES))

@@ -70,10 +70,8 @@ class Kernels:
         """
         n, heads, features = self.shape
         dq, dk, dv = (torch.empty(self.shape) for _ in range(3))
-        dc, dweight = (
-            torch.empty(n, heads),
-            torch.empty(heads, features, int(self.basis[0])) if weight_heads else None,
-        )
+        dc = torch.empty(n, heads)
+        dweight = torch.empty(heads, features, int(self.basis[0])) if weight_heads else None
         self._run(passes.backward_pass, [dq, dk, dv, dc, dy], dweight, memory)
         if dweight is None:
             return dq, dk, dv, dc, torch.empty(0, features, 0)
@@ -85,22 +83,20 @@ class Kernels:
         step = 0 if weight is None or len(weight) == 1 else sizes.features * count
         numbers = *map(_numbers, operator), _NOTHING if weight is None else _numbers(weight)
         outer = operands.Outer(self.shape[1], count, step, *numbers)
-        pairs = plan.pair, plan.pair_ptr, plan.key, plan.nearest
-        rows = operands.Plan(plan.order, plan.start, plan.stop, plan.distance, plan.farness, plan.images, *pairs)
-        work(rows, outer, sizes, self._features(sizes), team(), self.cutoff_sigmas, memory.numpy())
+        work(plan.arrays, outer, sizes, self._features(sizes), team(), float(self.cutoff_sigmas), memory.numpy())
 
     def _sizes(self) -> operands.Sizes:
         return sizes_of(*self.shape, self.basis)
 
     def _features(self, sizes: operands.Sizes) -> operands.Features:
         """The radial features of the plan, made as they are wanted; none to keep in a large batch."""
-        plan, shells = self.plan, len(self.plan.distance)
+        plan, shells = self.plan, len(self.plan.arrays.distance)
         if shells * sizes.window > FEATURE_LIMIT:
             return operands.Features(_NOTHING, np.empty(0, np.int32), np.empty(0, np.int64))
         key = sizes.bases, sizes.spacing, sizes.width
         if key not in plan.features:
             b, begin = np.empty(shells * sizes.window, np.float32), np.empty(shells, np.int32)
-            plan.features[key] = b, begin, np.zeros(len(plan.order), np.int64)
+            plan.features[key] = b, begin, np.zeros(self.shape[0], np.int64)
         return operands.Features(*plan.features[key])
 
 

@@ -18,37 +18,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crystalformer.ops.numba.pairs import FloatArray, Floats, Int32Array, IntArray
+from crystalformer.ops.numba.pairs import FloatArray, Floats, Int32Array, IntArray, Plan
 from crystalformer.ops.numba.simd import LANES, compiled
 
 
-class Plan(NamedTuple):
-    """PairPlan's arrays of those names."""
-
-    order: IntArray
-    start: IntArray
-    stop: IntArray
-    distance: FloatArray
-    farness: Floats
-    images: Floats
-    pair: Int32Array
-    pair_ptr: IntArray
-    key: Int32Array
-    nearest: Int32Array
-
-
 class Rows(NamedTuple):
-    """The same, and as far as the atoms reach: used (N,), shells of an atom; offset (N+1,): used pairs before it."""
+    """The plan as far as the atoms reach: used (N,), shells of an atom; offset (N+1,): used pairs before it."""
 
-    start: IntArray
-    stop: IntArray
-    distance: FloatArray
-    farness: Floats
-    images: Floats
-    pair: Int32Array
-    pair_ptr: IntArray
-    key: Int32Array
-    nearest: Int32Array
+    plan: Plan
     used: IntArray
     offset: IntArray
 
@@ -185,8 +162,7 @@ def reach(plan: Plan, c: Floats, heads: int, cutoff_sigmas: float) -> Rows:
         used[i] = max(_up_to(plan.distance, first, last, radius), min(1, last - first))
         pairs = _up_to(plan.nearest, plan.pair_ptr[i], plan.pair_ptr[i + 1], used[i] - 1)
         offset[i + 1] = offset[i] + pairs
-    shells = plan.start, plan.stop, plan.distance, plan.farness, plan.images, plan.pair
-    return Rows(*shells, plan.pair_ptr, plan.key, plan.nearest, used, offset)
+    return Rows(plan, used, offset)
 
 
 @compiled
@@ -195,15 +171,15 @@ def sort_by_key(rows: Rows) -> ByKey:
     atoms, pairs = len(rows.used), rows.offset[-1]
     by_key = ByKey(np.zeros(atoms + 1, np.int64), np.empty(pairs, np.int32), np.empty(pairs, np.int32))
     for i in range(atoms):
-        for pair in range(rows.pair_ptr[i], rows.pair_ptr[i] + rows.offset[i + 1] - rows.offset[i]):
-            by_key.ptr[rows.key[pair] + 1] += 1
+        for pair in range(rows.plan.pair_ptr[i], rows.plan.pair_ptr[i] + rows.offset[i + 1] - rows.offset[i]):
+            by_key.ptr[rows.plan.key[pair] + 1] += 1
     filled = np.empty(atoms, np.int64)
     for j in range(atoms):
         filled[j] = by_key.ptr[j]
         by_key.ptr[j + 1] += by_key.ptr[j]
     for i in range(atoms):
         for pair in range(rows.offset[i + 1] - rows.offset[i]):
-            j = rows.key[rows.pair_ptr[i] + pair]
+            j = rows.plan.key[rows.plan.pair_ptr[i] + pair]
             by_key.pair[filled[j]], by_key.query[filled[j]] = rows.offset[i] + pair, i
             filled[j] += 1
     return by_key

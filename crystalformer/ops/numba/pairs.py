@@ -7,6 +7,7 @@ in the order of i and then of their nearest shells.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +28,7 @@ CLUSTER = 32
 """An atom and up to so many of its nearest follow one another then."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
-class PairPlan:
+class Plan(NamedTuple):
     """Shells and their pairs, as the kernels read them.
 
     order (N,): the batch's atom at each place of the plan. start, stop (N,): its shells. distance (S,) Å: of the
@@ -36,7 +36,6 @@ class PairPlan:
     the shell's pair among those of its atom.
     pair_ptr (N+1,): where an atom's pairs begin. key (E,): j. nearest (E,): the pair's first shell among those of its
     atom.
-    features: of each radial basis (count, spacing and width in Å), as operands.Features keeps them.
     """
 
     order: IntArray
@@ -49,6 +48,16 @@ class PairPlan:
     pair_ptr: IntArray
     key: Int32Array
     nearest: Int32Array
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
+class PairPlan:
+    """A batch's plan, and what is kept with it.
+
+    features: of each radial basis (count, spacing and width in Å), as operands.Features keeps them.
+    """
+
+    arrays: Plan
     features: dict[tuple[int, float, float], tuple[Floats, Int32Array, IntArray]] = field(default_factory=dict)
 
     @classmethod
@@ -62,7 +71,7 @@ class PairPlan:
         pair, pair_ptr = np.empty(len(neighbor), np.int32), np.zeros(len(ptr), np.int64)
         key, nearest = (np.empty(len(neighbor), np.int32) for _ in range(2))
         found = _join(order, start, stop, neighbor, pair, pair_ptr, key, nearest)
-        return cls(
+        arrays = Plan(
             order=order,
             start=start,
             stop=stop,
@@ -74,6 +83,7 @@ class PairPlan:
             key=key[:found].copy(),
             nearest=nearest[:found].copy(),
         )
+        return cls(arrays=arrays)
 
 
 PLANS: Handles[PairPlan] = Handles()

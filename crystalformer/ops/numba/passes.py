@@ -17,7 +17,6 @@ from crystalformer.ops.numba.operands import (
     Gradients,
     Kept,
     Outer,
-    Plan,
     Rows,
     Sizes,
     Team,
@@ -25,7 +24,7 @@ from crystalformer.ops.numba.operands import (
     reach,
     sort_by_key,
 )
-from crystalformer.ops.numba.pairs import Floats, IntArray
+from crystalformer.ops.numba.pairs import Floats, IntArray, Plan
 from crystalformer.ops.numba.radial import backward_weight
 from crystalformer.ops.numba.simd import LANES, add, compiled, load, store
 
@@ -43,7 +42,7 @@ def forward_pass(
     _lay_out(plan.order, outer, sizes, kept)
     rows = reach(plan, kept.c, outer.heads, cutoff_sigmas)
     counter = np.zeros(1, np.int64)
-    arguments = counter, plan.order, outer, rows, sizes, radial, kept
+    arguments = counter, outer, rows, sizes, radial, kept
     fork(_forward_chunks, team.parallel, _threads(team, rows), arguments)
 
 
@@ -56,8 +55,8 @@ def backward_pass(
     rows = reach(plan, kept.c, heads, cutoff_sigmas)
     grads, by_key, threads = _gradients(outer, sizes, rows, kept), sort_by_key(rows), _threads(team, rows)
     first, second = np.zeros(1, np.int64), np.zeros(1, np.int64)
-    fork(_query_parts, team.parallel, threads, (first, order, outer, rows, sizes, radial, kept, grads))
-    fork(_key_chunks, team.parallel, threads, (second, order, outer, rows, sizes, by_key, kept, grads))
+    fork(_query_parts, team.parallel, threads, (first, outer, rows, sizes, radial, kept, grads))
+    fork(_key_chunks, team.parallel, threads, (second, outer, rows, sizes, by_key, kept, grads))
     if len(outer.weight):
         _sum_parts(grads.dweight, len(kept.weight))
         weight_from_lanes(grads.dweight, heads, sizes.features, outer.bases, sizes.bases, outer.weight)
@@ -89,17 +88,15 @@ def _own(radial: Features, rows: Rows, sizes: Sizes) -> Features:
     if len(radial.made) or sizes.window == 0:
         return radial
     most = 1
-    for i in range(len(rows.start)):
+    for i in range(len(rows.plan.start)):
         most = max(most, rows.used[i])
     return Features(np.empty(most * sizes.window, F), np.empty(most, np.int32), radial.made)
 
 
 @compiled
-def _forward_chunks(
-    counter: IntArray, order: IntArray, outer: Outer, rows: Rows, sizes: Sizes, radial: Features, kept: Kept
-) -> None:
+def _forward_chunks(counter: IntArray, outer: Outer, rows: Rows, sizes: Sizes, radial: Features, kept: Kept) -> None:
     """One thread's share of y."""
-    own, heads, features = _own(radial, rows, sizes), outer.heads, sizes.features
+    own, order, heads, features = _own(radial, rows, sizes), rows.plan.order, outer.heads, sizes.features
     first = claim(counter) * CHUNK
     while first < sizes.atoms:
         last = min(first + CHUNK, sizes.atoms)
@@ -110,11 +107,16 @@ def _forward_chunks(
 
 @compiled
 def _query_parts(
-    counter: IntArray, order: IntArray, outer: Outer, rows: Rows, sizes: Sizes, radial: Features, kept: Kept,
+    counter: IntArray,
+    outer: Outer,
+    rows: Rows,
+    sizes: Sizes,
+    radial: Features,
+    kept: Kept,
     grads: Gradients,
-) -> None:  # fmt: skip
+) -> None:
     """One thread's share of dq, the pairs' gradients and the parts of dweight."""
-    own, heads, features = _own(radial, rows, sizes), outer.heads, sizes.features
+    own, order, heads, features = _own(radial, rows, sizes), rows.plan.order, outer.heads, sizes.features
     first = claim(counter) * sizes.part
     while first < sizes.atoms:
         last = min(first + sizes.part, sizes.atoms)
@@ -128,11 +130,16 @@ def _query_parts(
 
 @compiled
 def _key_chunks(
-    counter: IntArray, order: IntArray, outer: Outer, rows: Rows, sizes: Sizes, by_key: ByKey, kept: Kept,
+    counter: IntArray,
+    outer: Outer,
+    rows: Rows,
+    sizes: Sizes,
+    by_key: ByKey,
+    kept: Kept,
     grads: Gradients,
-) -> None:  # fmt: skip
+) -> None:
     """One thread's share of dk and dv, when every pair's gradients are there."""
-    heads, features = outer.heads, sizes.features
+    order, heads, features = rows.plan.order, outer.heads, sizes.features
     first = claim(counter) * CHUNK
     while first < sizes.atoms:
         last = min(first + CHUNK, sizes.atoms)

@@ -25,7 +25,7 @@ def _radial(rows: Rows, sizes: Sizes, i: int, first: int, last: int, b: Floats, 
     window, spacing = sizes.window, sizes.spacing
     step = mul(ramp(), splat(F(-spacing / sizes.width)))
     for t in range(first, last):
-        distance = rows.distance[rows.start[i] + t]
+        distance = rows.plan.distance[rows.plan.start[i] + t]
         base = int(distance / spacing - 0.5 * (window - LANES + 1)) // LANES * LANES
         base = min(max(base, 0), sizes.bases - window)
         begin[at + t] = base
@@ -41,7 +41,7 @@ def features_of(rows: Rows, sizes: Sizes, radial: Features, i: int) -> tuple[int
     if sizes.window == 0 or used == 0:
         return 0, 0
     if len(radial.made):
-        at, made = rows.start[i], radial.made[i]
+        at, made = rows.plan.start[i], radial.made[i]
     if made < used:
         _radial(rows, sizes, i, made, used, radial.b, radial.begin, at)
         if len(radial.made):
