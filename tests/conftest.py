@@ -1,5 +1,7 @@
 """What all tests share: the longest files go first; those marked ``gpu`` are skipped where there is no GPU."""
 
+from pathlib import Path
+
 import pytest
 
 LONGEST = (
@@ -14,6 +16,15 @@ LONGEST = (
     "cluster/test_head.py",
 )
 """Of several files at once, the one that begins last should not be one of these."""
+
+
+def pytest_ignore_collect(collection_path: Path, config) -> bool | None:
+    """With ``-m gpu`` only what has such tests is read: a bare GPU machine lacks what other tests import."""
+    if config.option.markexpr != "gpu":
+        return None
+    folder = collection_path.is_dir()
+    files = collection_path.rglob("test_*.py") if folder else [collection_path]
+    return None if any("pytest.mark.gpu" in file.read_text(encoding="utf-8") for file in files) else True
 
 
 def pytest_collection_modifyitems(items):

@@ -201,8 +201,8 @@ import {module}
 """
 
 
-def import_with_blocked(module: str, *blocked: str) -> subprocess.CompletedProcess:
-    code = BLOCKING.format(module=module, blocked=blocked)
+def import_with_blocked(module: str, *blocked: str, then: str = "") -> subprocess.CompletedProcess:
+    code = BLOCKING.format(module=module, blocked=blocked) + then
     return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
 
 
@@ -227,3 +227,11 @@ def test_the_settings_of_a_model_need_no_torch():
 def test_the_command_line_starts_without_heavy_libraries():
     done = import_with_blocked("cluster.cli", "torch", "ray", "deepspeed", "pymatgen", "pyarrow", "matplotlib")
     assert done.returncode == 0, done.stderr
+
+
+def test_the_gpu_tests_are_found_where_only_torch_and_triton_are():
+    libraries = "ray", "deepspeed", "numba", "pymatgen", "pyarrow", "moyopy", "optuna", "yaml", "safetensors", "rich"
+    collect = 'sys.exit(pytest.main(["-m", "gpu", "--collect-only", "-p", "no:cacheprovider"]))'
+    done = import_with_blocked("pytest", *libraries, then=collect)
+    assert done.returncode == 0, done.stdout
+    assert "tests/crystalformer/ops/triton/test_gpu.py" in done.stdout
