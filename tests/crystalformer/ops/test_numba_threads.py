@@ -1,4 +1,4 @@
-"""How compiled code is shared among threads: PyTorch's and ours, failures, a second caller, a forked process."""
+"""How compiled code is shared among PyTorch's threads: failures, callers beside one another, a forked process."""
 
 import ctypes
 import math
@@ -49,10 +49,10 @@ def slow(parallel, number, entered, steps, out):
     fork(dawdle, parallel, number, (entered, steps, out))
 
 
-@pytest.fixture(params=["PyTorch's", "ours"])
-def parallel(request) -> int:
-    """Of PyTorch's OpenMP threads, or of ours, as where that is not GNU's."""
-    address = threads.helpers() if request.param == "ours" else threads.open_mp()
+@pytest.fixture
+def parallel() -> int:
+    """Address of PyTorch's OpenMP."""
+    address = threads.parallel()
     if address == 0:
         assert sys.platform != "linux" or "OpenMP" not in torch.__config__.parallel_info()
         pytest.skip("PyTorch's OpenMP is not GNU's here")
@@ -79,7 +79,7 @@ def test_a_failure_in_any_thread_is_raised_and_the_next_work_is_done(parallel, n
 
 
 def test_callers_beside_one_another(parallel):
-    """Ours serve one caller at a time, another does its work itself; OpenMP has more of them."""
+    """Each has threads of its own."""
     entered, out = np.zeros(1, np.int64), np.zeros(1)
     slow(parallel, 1, entered, 1, out)
     first = threading.Thread(target=slow, args=(parallel, 2, entered, 100_000_000, out))
@@ -91,7 +91,7 @@ def test_callers_beside_one_another(parallel):
     assert first.is_alive()
     first.join()
     assert (done == 1).all()
-    assert number == (1 if parallel == threads.helpers() else 2)
+    assert number == 2
 
 
 @pytest.fixture
@@ -101,9 +101,10 @@ def asked(monkeypatch) -> list[int]:
 
     def alone(entry, data, number, _):
         numbers.append(number)
-        threads._THREAD(entry)(data)
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(entry)(data)
 
-    call = threads._PARALLEL(alone)
+    unsigned = ctypes.c_uint
+    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, unsigned, unsigned)(alone)
     address = ctypes.cast(call, ctypes.c_void_p).value
     monkeypatch.setattr(threads, "parallel", lambda: address)
     before = torch.get_num_threads()
@@ -143,3 +144,15 @@ def test_a_forked_process_does_its_work_itself():
     child.join(60)
     assert child.exitcode == 0
     assert queue.get() == (1, expected)
+
+
+def test_where_openmp_is_not_gnus_there_is_one_thread(monkeypatch):
+    """And the numbers are the same."""
+    batch = batch_of(random_crystal(60, seed=0))
+    given = operands(batch, scale=0.6).to(torch.float32)
+    monkeypatch.setattr(threads, "SHELLS_A_THREAD", 100)
+    several = attend(batch, given, "numba")
+    monkeypatch.setattr(threads, "parallel", lambda: 0)
+    assert threads.team().threads == 1
+    for name, value in attend(batch, given, "numba").items():
+        assert torch.equal(value, several[name]), name
