@@ -10,20 +10,39 @@ import numpy as np
 
 from crystalformer.ops.numba.operands import ByKey, Features, Gradients, Kept, Rows, Sizes, most_used
 from crystalformer.ops.numba.pairs import Floats, Int32Array
-from crystalformer.ops.numba.radial import features_of, project, project_back, sum_features, times_features
+from crystalformer.ops.numba.radial import (
+    bases_of,
+    features_of,
+    product,
+    project,
+    project_back,
+    sum_features,
+    times_features,
+)
 from crystalformer.ops.numba.simd import (
     LANES,
+    WIDE,
     add,
     broadcast,
     compiled,
     div,
+    doubled,
+    evens,
     exp,
     fma,
+    former,
+    inlined,
+    joined,
     larger,
+    latter,
     load,
+    load_twice,
+    load_wide,
     mul,
+    odds,
     prefetch,
     splat,
+    splat_wide,
     store,
     sub,
 )
@@ -41,11 +60,13 @@ def forward(rows: Rows, sizes: Sizes, radial: Features, first: int, last: int, k
     window, features = sizes.window, sizes.features
     most, most_pairs = most_used(rows, first, last)
     score, p_pair = np.empty(most_pairs * LANES, F), np.empty(most_pairs * LANES, F)
-    p_row = np.empty(most * LANES, F)
+    p_row, radial_sums = np.empty((most + 1) * WIDE, F), np.empty(sizes.bases * LANES, F)
+    reached = np.zeros(last - first, np.int64)
     for i in range(first, last):
         used, pairs = rows.used[i], rows.offset[i + 1] - rows.offset[i]
         start, keys = rows.plan.start[i], rows.plan.key[rows.plan.pair_ptr[i] : rows.plan.pair_ptr[i] + pairs]
-        at, bases = features_of(rows, sizes, radial, i)
+        at, bases = features_of(rows, sizes, radial, i), bases_of(rows, sizes, i)
+        reached[i - first] = bases
         for group in range(sizes.groups):
             atom = group * sizes.atoms + i
             row, sums = atom * features * LANES, atom * sizes.bases * LANES
@@ -57,30 +78,59 @@ def forward(rows: Rows, sizes: Sizes, radial: Features, first: int, last: int, k
                 exponent = fma(precision, farness, load(score, pair * LANES))
                 shift = larger(exponent, shift)
             _clear(p_pair, 0, pairs)
-            _clear(kept.sums, sums + bases * LANES, sizes.bases - bases)
             total = splat(_ZERO)
-            for t in range(used):
-                pair = rows.plan.pair[start + t] * LANES
-                exponent = sub(fma(precision, broadcast(rows.plan.farness, start + t), load(score, pair)), shift)
-                p = mul(exp(exponent), broadcast(rows.plan.images, start + t))
-                total = add(total, p)
-                store(p_pair, pair, add(load(p_pair, pair), p))
-                store(p_row, t * LANES, p)
+            for t in range(0, used, 2):
+                p, after = _weights(rows, start + t, start + used, precision, score, shift)
+                first_pair, second_pair = _pair(rows, start + t), _pair(rows, min(start + t + 1, start + used - 1))
+                total = add(total, add(p, after))
+                store(p_pair, first_pair, add(load(p_pair, first_pair), p))
+                store(p_pair, second_pair, add(load(p_pair, second_pair), after))
+                store(p_row, t * WIDE, doubled(p))
+                store(p_row, (t + 1) * WIDE, doubled(after))
             if window:
-                sum_features(radial, at, used, window, p_row, kept.sums, sums, bases)
+                sum_features(radial, at, used, window, p_row, radial_sums, bases)
+                _divide(radial_sums, div(splat(_ONE), total), bases, kept.sums, sums)
+                _clear(kept.sums, sums + bases * LANES, sizes.bases - bases)
             _gather(p_pair, LANES, kept.v, keys, group, sizes, kept.y, row)
-            project(kept.sums, sums, bases, kept.weight, group, sizes, kept.y, row)
-            _finish(total, shift, kept, sums, bases, row, features, atom * LANES)
+            _finish(total, shift, kept, row, features, atom * LANES)
+    if window:
+        for group in range(sizes.groups):
+            project(kept.sums, reached, kept.weight, group, sizes, kept.y, first, last)
+
+
+@inlined
+def _pair(rows: Rows, shell: int) -> int:
+    """Where a shell's pair begins among those of its atom."""
+    begin: int = rows.plan.pair[shell] * LANES
+    return begin
+
+
+@inlined
+def _weights(
+    rows: Rows, shell: int, end: int, precision: Floats, score: Floats, shift: Floats
+) -> tuple[Floats, Floats]:
+    """Softmax weights, not yet divided, of a shell and the one after it; of that zeros where it is the ``end``."""
+    second = min(shell + 1, end - 1)
+    a = fma(precision, broadcast(rows.plan.farness, shell), load(score, _pair(rows, shell)))
+    b = fma(precision, broadcast(rows.plan.farness, second), load(score, _pair(rows, second)))
+    both = exp(joined(sub(a, shift), sub(b, shift)))
+    images = rows.plan.images[second] if shell + 1 < end else _ZERO
+    return mul(former(both), broadcast(rows.plan.images, shell)), mul(latter(both), splat(images))
 
 
 @compiled
-def _finish(
-    total: Floats, shift: Floats, kept: Kept, sums: int, bases: int, row: int, features: int, at: int
-) -> None:
-    """Divide y and the radial sums by the softmax's total, and write the log-sum-exp."""
+def _divide(values: Floats, one: Floats, bases: int, out: Floats, to: int) -> None:
+    """Radial sums (bases, 8) over the softmax's total: from two bases in turn to one after the other."""
+    for x in range(0, bases * LANES, WIDE):
+        both = load_wide(values, x)
+        store(out, to + x, mul(evens(both), one))
+        store(out, to + x + LANES, mul(odds(both), one))
+
+
+@compiled
+def _finish(total: Floats, shift: Floats, kept: Kept, row: int, features: int, at: int) -> None:
+    """Divide y by the softmax's total, and write the log-sum-exp."""
     one = div(splat(_ONE), total)
-    for x in range(sums, sums + bases * LANES, LANES):
-        store(kept.sums, x, mul(load(kept.sums, x), one))
     for x in range(row, row + features * LANES, LANES):
         store(kept.y, x, mul(load(kept.y, x), one))
     store(kept.lse, at, total)
@@ -94,17 +144,10 @@ def _scores(
     a: Floats, at: int, b: Floats, keys: Int32Array, group: int, sizes: Sizes, scale: np.float32, out: Floats
 ) -> None:
     """out (pairs, 8): scale times the products of the row of ``a`` at ``at`` with the keys' rows of ``b``."""
-    features = sizes.features
+    features, first = sizes.features * LANES, group * sizes.atoms
     for pair in range(len(keys)):
-        row = (group * sizes.atoms + keys[pair]) * features * LANES
-        even, odd = splat(_ZERO), splat(_ZERO)
-        for d in range(0, (features - 1) * LANES, 2 * LANES):
-            even = fma(load(a, at + d), load(b, row + d), even)
-            odd = fma(load(a, at + d + LANES), load(b, row + d + LANES), odd)
-        if features % 2:
-            d = (features - 1) * LANES
-            even = fma(load(a, at + d), load(b, row + d), even)
-        store(out, pair * LANES, mul(add(even, odd), splat(scale)))
+        row = (first + keys[pair]) * features
+        store(out, pair * LANES, mul(product(a, at, b, row, features), splat(scale)))
 
 
 @compiled
@@ -112,12 +155,24 @@ def _gather(
     factor: Floats, step: int, rows: Floats, keys: Int32Array, group: int, sizes: Sizes, out: Floats, to: int
 ) -> None:
     """Row of ``out`` at ``to``: the sum of the keys' ``rows``, each times its factor, which are ``step`` apart."""
-    _clear(out, to, sizes.features)
-    for pair in range(len(keys)):
-        f = load(factor, pair * step)
-        row = (group * sizes.atoms + keys[pair]) * sizes.features * LANES
-        for d in range(0, sizes.features * LANES, LANES):
-            store(out, to + d, fma(f, load(rows, row + d), load(out, to + d)))
+    features, first = sizes.features * LANES, group * sizes.atoms
+    whole = sizes.features // 8 * 8 * LANES
+    for d in range(0, whole, 4 * WIDE):
+        s0, s1, s2, s3 = splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO)
+        for pair in range(len(keys)):
+            f, row = load_twice(factor, pair * step), (first + keys[pair]) * features + d
+            s0, s1 = fma(f, load_wide(rows, row), s0), fma(f, load_wide(rows, row + 16), s1)
+            s2, s3 = fma(f, load_wide(rows, row + 32), s2), fma(f, load_wide(rows, row + 48), s3)
+        store(out, to + d, s0)
+        store(out, to + d + 16, s1)
+        store(out, to + d + 32, s2)
+        store(out, to + d + 48, s3)
+    for d in range(whole, features, LANES):
+        total = splat(_ZERO)
+        for pair in range(len(keys)):
+            row = (first + keys[pair]) * features + d
+            total = fma(load(factor, pair * step), load(rows, row), total)
+        store(out, to + d, total)
 
 
 @compiled
@@ -136,11 +191,19 @@ def backward_queries(
     most, most_pairs = most_used(rows, first, last)
     score, dp_pair = np.empty(most_pairs * LANES, F), np.empty(most_pairs * LANES, F)
     scale = splat(sizes.scale)
-    dp_row, dsums = np.empty(most * LANES, F), np.empty(sizes.bases * LANES, F)
+    dp_row, reached = np.empty(most * LANES, F), np.zeros(last - first, np.int64)
+    dsums = np.empty(sizes.groups * (last - first) * sizes.bases * LANES, F)
+    for i in range(first, last):
+        reached[i - first] = bases_of(rows, sizes, i)
+    one_group = (last - first) * sizes.bases * LANES
+    if window:
+        for group in range(sizes.groups):
+            gradients = dsums[group * one_group : (group + 1) * one_group]
+            project_back(grads.dy, reached, kept.weight, group, sizes, gradients, first, last)
     for i in range(first, last):
         used, pairs = rows.used[i], rows.offset[i + 1] - rows.offset[i]
         start, keys = rows.plan.start[i], rows.plan.key[rows.plan.pair_ptr[i] : rows.plan.pair_ptr[i] + pairs]
-        at, bases = features_of(rows, sizes, radial, i)
+        at = features_of(rows, sizes, radial, i)
         for group in range(sizes.groups):
             atom, base = group * sizes.atoms + i, 2 * (group * rows.offset[-1] + rows.offset[i]) * LANES
             row = atom * features * LANES
@@ -148,22 +211,21 @@ def backward_queries(
             _scores(kept.q, row, kept.k, keys, group, sizes, sizes.scale, score)
             _scores(grads.dy, row, kept.v, keys, group, sizes, _ONE, dp_pair)
             _center(score, dp_pair, pairs, load(kept.lse, atom * LANES), grads.dy, kept.y, row, features)
-            project_back(grads.dy, row, kept.weight, bases, group, sizes, dsums)
             if window:
-                times_features(radial, at, used, window, dsums, dp_row)
+                of = group * one_group + (i - first) * sizes.bases * LANES
+                times_features(radial, at, used, window, dsums, of, dp_row)
             _clear(grads.pairs, base, 2 * pairs)
             dprecision = splat(_ZERO)
-            for t in range(used):
-                pair, farness = rows.plan.pair[start + t] * LANES, broadcast(rows.plan.farness, start + t)
-                p = mul(exp(fma(precision, farness, load(score, pair))), broadcast(rows.plan.images, start + t))
-                dp = load(dp_pair, pair)
-                if window:
-                    dp = add(dp, load(dp_row, t * LANES))
-                ds = mul(p, dp)
-                own = base + 2 * pair
-                store(grads.pairs, own, add(load(grads.pairs, own), p))
-                store(grads.pairs, own + LANES, fma(ds, scale, load(grads.pairs, own + LANES)))
-                dprecision = fma(ds, farness, dprecision)
+            for t in range(0, used, 2):
+                p, after = _weights(rows, start + t, start + used, precision, score, splat(_ZERO))
+                for shell, weight in ((start + t, p), (min(start + t + 1, start + used - 1), after)):
+                    dp = load(dp_pair, _pair(rows, shell))
+                    if window:
+                        dp = add(dp, load(dp_row, (shell - start) * LANES))
+                    ds, own = mul(weight, dp), base + 2 * _pair(rows, shell)
+                    store(grads.pairs, own, add(load(grads.pairs, own), weight))
+                    store(grads.pairs, own + LANES, fma(ds, scale, load(grads.pairs, own + LANES)))
+                    dprecision = fma(ds, broadcast(rows.plan.farness, shell), dprecision)
             store(grads.dc, atom * LANES, dprecision)
             _gather(grads.pairs[base + LANES :], 2 * LANES, kept.k, keys, group, sizes, grads.dq, row)
 
@@ -186,18 +248,32 @@ def backward_keys(
     by_key: ByKey, rows: Rows, sizes: Sizes, first: int, last: int, kept: Kept, grads: Gradients
 ) -> None:
     """Fill dk and dv of atoms first..last-1 from the pairs in which they are keys."""
-    features = sizes.features
+    features = sizes.features * LANES
+    whole = sizes.features // 4 * 4 * LANES
     for j in range(first, last):
+        begin, end = by_key.ptr[j], by_key.ptr[j + 1]
         for group in range(sizes.groups):
-            row = (group * sizes.atoms + j) * features * LANES
-            _clear(grads.dk, row, features)
-            _clear(grads.dv, row, features)
-            for x in range(by_key.ptr[j], by_key.ptr[j + 1]):
+            atoms, pairs = group * sizes.atoms, group * rows.offset[-1]
+            for x in range(begin, end):
                 ahead = by_key.pair[min(x + _AHEAD, len(by_key.pair) - 1)]
-                prefetch(grads.pairs, 2 * (group * rows.offset[-1] + ahead) * LANES)
-                pair = 2 * (group * rows.offset[-1] + by_key.pair[x]) * LANES
-                other = (group * sizes.atoms + by_key.query[x]) * features * LANES
-                p, ds = load(grads.pairs, pair), load(grads.pairs, pair + LANES)
-                for d in range(0, features * LANES, LANES):
-                    store(grads.dk, row + d, fma(ds, load(kept.q, other + d), load(grads.dk, row + d)))
-                    store(grads.dv, row + d, fma(p, load(grads.dy, other + d), load(grads.dv, row + d)))
+                prefetch(grads.pairs, 2 * (pairs + ahead) * LANES)
+            for d in range(0, whole, 2 * WIDE):
+                k0, k1, v0, v1 = splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO)
+                for x in range(begin, end):
+                    pair, other = 2 * (pairs + by_key.pair[x]) * LANES, (atoms + by_key.query[x]) * features + d
+                    p, ds = load_twice(grads.pairs, pair), load_twice(grads.pairs, pair + LANES)
+                    k0, k1 = fma(ds, load_wide(kept.q, other), k0), fma(ds, load_wide(kept.q, other + WIDE), k1)
+                    v0, v1 = fma(p, load_wide(grads.dy, other), v0), fma(p, load_wide(grads.dy, other + WIDE), v1)
+                to = (atoms + j) * features + d
+                store(grads.dk, to, k0)
+                store(grads.dk, to + WIDE, k1)
+                store(grads.dv, to, v0)
+                store(grads.dv, to + WIDE, v1)
+            for d in range(whole, features, LANES):
+                dk, dv = splat(_ZERO), splat(_ZERO)
+                for x in range(begin, end):
+                    pair, other = 2 * (pairs + by_key.pair[x]) * LANES, (atoms + by_key.query[x]) * features + d
+                    dk = fma(load(grads.pairs, pair + LANES), load(kept.q, other), dk)
+                    dv = fma(load(grads.pairs, pair), load(grads.dy, other), dv)
+                store(grads.dk, (atoms + j) * features + d, dk)
+                store(grads.dv, (atoms + j) * features + d, dv)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from crystalformer.ops.numba import operands, passes
 from crystalformer.ops.numba.pairs import Floats, PairPlan
-from crystalformer.ops.numba.simd import LANES
+from crystalformer.ops.numba.simd import LANES, WIDE
 from crystalformer.ops.numba.threads import team
 
 PART = 32
@@ -109,15 +109,15 @@ def sizes_of(atoms: int, heads: int, features: int, basis: tuple[float, ...]) ->
     if not basis:
         return operands.Sizes(groups, atoms, features, 0, 0, 1.0, 1.0, scale, part, lengths)
     count, spacing, width = int(basis[0]), basis[1] / basis[0], basis[2]
-    window = _round_up(math.ceil(2.0 * REACH * width / spacing) + LANES)  # as it begins at a multiple of eight
-    bases = _round_up(count)
+    bases = _whole(count, WIDE)
+    window = _whole(math.ceil(2.0 * REACH * width / spacing) + 2, WIDE)  # as it begins at an even one
     return operands.Sizes(groups, atoms, features, bases, min(window, bases), spacing, width, scale, part, lengths)
 
 
 def lengths_of(shape: Sequence[int], bases: int) -> tuple[int, ...]:
     """Numbers in each array of Kept, for operands of a shape (N, H, D) and K radial bases."""
     n, heads, features = shape
-    lanes, filled = _round_up(heads), _round_up(bases)
+    lanes, filled = _whole(heads, LANES), _whole(bases, WIDE)
     rows = lanes * n * features
     return rows, rows, rows, lanes * n, lanes * features * filled, rows, lanes * n, lanes * n * filled
 
@@ -128,6 +128,6 @@ def _numbers(values: Tensor) -> Floats:
     return numbers
 
 
-def _round_up(count: int) -> int:
-    """To whole vectors."""
-    return -(-count // LANES) * LANES
+def _whole(count: int, size: int) -> int:
+    """To whole vectors of a size."""
+    return -(-count // size) * size

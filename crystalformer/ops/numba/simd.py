@@ -1,7 +1,8 @@
-"""Vectors of eight float32 for numba's compiled functions, and the compiler they go through.
+"""Vectors of eight and of sixteen float32 for numba's compiled functions, and the compiler they go through.
 
 Left to itself LLVM makes vectors of few of the kernels' loops: they are short, and it cannot know that their arrays
-do not overlap. A value of the type ``vector`` lives in registers (one of AVX, half a one of AVX-512, two of NEON).
+do not overlap. A value of the type ``vector`` (eight) or ``wide`` (sixteen) lives in registers: a wide one in one of
+AVX-512, two of AVX, four of NEON. Arithmetic takes either, both operands alike.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from numba.extending import intrinsic, register_model
 from numba.np.arrayobj import make_array
 
 LANES = 8
+WIDE = 16
+"""Numbers in a vector of either kind."""
 
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
-_INTS = ir.VectorType(ir.IntType(32), LANES)
+_WIDE = ir.VectorType(ir.FloatType(), WIDE)
 _FUSED = ("contract", "nsz")
 """A product and a sum may become one instruction. NaN and infinities stay what they are."""
 
@@ -40,19 +43,20 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Vector(types.Type):
-    """numba's type of eight float32."""
+    """numba's type of so many float32."""
 
-    def __init__(self) -> None:
-        super().__init__(name="float32x8")
+    def __init__(self, lanes: int) -> None:
+        super().__init__(name=f"float32x{lanes}")
+        self.lanes = lanes
 
 
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Vector) -> None:  # noqa: ANN401 - numba's
-        super().__init__(manager, kind, _FLOATS)
+        super().__init__(manager, kind, ir.VectorType(ir.FloatType(), kind.lanes))
 
 
-vector = Vector()
+vector, wide = Vector(LANES), Vector(WIDE)
 
 
 def compiled(function: Function) -> Function:
@@ -67,14 +71,58 @@ def compiled(function: Function) -> Function:
     return kept
 
 
+def inlined(function: Function) -> Function:
+    """The function as part of every compiled one that calls it: a call counts who holds the arrays."""
+    part: Function = njit(inline="always")(function)
+    return part
+
+
+@inlined
+def halves(a: Any) -> Any:  # noqa: ANN401 - a wide vector, and one of eight
+    """The sum of the first eight lanes of sixteen and the last eight."""
+    return add(former(a), latter(a))
+
+
 @intrinsic
 def load(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG001
     """Eight numbers of a flat float32 array from ``index`` on."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
-        return builder.load(_address(context, builder, signature, args), align=4)
+        return builder.load(_address(context, builder, signature, args, _FLOATS), align=4)
 
     return vector(array, types.intp), code
+
+
+@intrinsic
+def load_wide(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG001
+    """Sixteen numbers of a flat float32 array from ``index`` on."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+        return builder.load(_address(context, builder, signature, args, _WIDE), align=4)
+
+    return wide(array, types.intp), code
+
+
+@intrinsic
+def load_twice(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG001
+    """Eight numbers of a flat float32 array from ``index`` on, and once more."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+        eight = builder.load(_address(context, builder, signature, args, _FLOATS), align=4)
+        return _shuffled(builder, eight, [lane % LANES for lane in range(WIDE)])
+
+    return wide(array, types.intp), code
+
+
+@intrinsic
+def load_pairs(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG001
+    """Two numbers of a flat float32 array from ``index`` on, eight times in turn."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+        address = _address(context, builder, signature, args, ir.VectorType(ir.FloatType(), 2))
+        return _shuffled(builder, builder.load(address, align=4), [lane % 2 for lane in range(WIDE)])
+
+    return wide(array, types.intp), code
 
 
 @intrinsic
@@ -106,13 +154,13 @@ def prefetch(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG
 
 @intrinsic
 def store(typing: Any, array: Any, index: Any, value: Any) -> Typed:  # noqa: ANN401, ARG001
-    """Write eight numbers to a flat float32 array from ``index`` on."""
+    """Write a vector's numbers to a flat float32 array from ``index`` on."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
-        builder.store(args[2], _address(context, builder, signature, args), align=4)
+        builder.store(args[2], _address(context, builder, signature, args, args[2].type), align=4)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, vector), code
+    return types.void(array, types.intp, value), code
 
 
 @intrinsic
@@ -134,8 +182,8 @@ def transpose(typing: Any, source: Any, at: Any, step: Any, target: Any, to: Any
                 a, b = rows[row], rows[row + apart]
                 low = [lane + LANES - apart if lane & apart else lane for lane in range(LANES)]
                 high = [lane + LANES if lane & apart else lane + apart for lane in range(LANES)]
-                rows[row] = builder.shuffle_vector(a, b, ir.Constant(_INTS, low))
-                rows[row + apart] = builder.shuffle_vector(a, b, ir.Constant(_INTS, high))
+                rows[row] = _shuffled(builder, a, low, b)
+                rows[row + apart] = _shuffled(builder, a, high, b)
         for row, values in enumerate(rows):
             builder.store(values, address(3, row), align=4)
         return context.get_dummy_value()
@@ -154,13 +202,58 @@ def splat(typing: Any, value: Any) -> Typed:  # noqa: ANN401, ARG001
 
 
 @intrinsic
-def ramp(typing: Any) -> Typed:  # noqa: ANN401, ARG001
-    """0, 1, … 7."""
+def splat_wide(typing: Any, value: Any) -> Typed:  # noqa: ANN401, ARG001
+    """One float32 sixteen times."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
-        return ir.Constant(_FLOATS, [float(lane) for lane in range(LANES)])
+        return _splat(builder, args[0], WIDE)
 
-    return vector(), code
+    return wide(types.float32), code
+
+
+def _lanes_of_one(lanes: list[int]) -> Any:  # noqa: ANN401
+    """A function of a vector: those of its lanes."""
+
+    @intrinsic
+    def take(typing: Any, a: Any) -> Typed:  # noqa: ANN401, ARG001
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+            return _shuffled(builder, args[0], lanes)
+
+        return (wide if len(lanes) == WIDE else vector)(a), code
+
+    return take
+
+
+def _lanes_of_two(lanes: list[int]) -> Any:  # noqa: ANN401
+    """A function of two vectors of eight: those of their sixteen lanes."""
+
+    @intrinsic
+    def take(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401, ARG001
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+            return _shuffled(builder, args[0], lanes, args[1])
+
+        return wide(a, b), code
+
+    return take
+
+
+doubled = _lanes_of_one([lane // 2 for lane in range(WIDE)])
+former, latter = _lanes_of_one(list(range(LANES))), _lanes_of_one(list(range(LANES, WIDE)))
+evens, odds = _lanes_of_one(list(range(0, WIDE, 2))), _lanes_of_one(list(range(1, WIDE, 2)))
+joined = _lanes_of_two(list(range(WIDE)))
+interleaved = _lanes_of_two([lane // 2 + lane % 2 * LANES for lane in range(WIDE)])
+"""Of eight lanes each twice in succession; of sixteen the first and the last eight, those at even and at odd places;
+two times eight one after the other, and in turn: a0, b0, a1, b1, …."""
+
+
+@intrinsic
+def ramp(typing: Any) -> Typed:  # noqa: ANN401, ARG001
+    """0, 1, … 15."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+        return ir.Constant(_WIDE, [float(lane) for lane in range(WIDE)])
+
+    return wide(), code
 
 
 @intrinsic
@@ -170,7 +263,7 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Typed:  # noqa: ANN401, ARG001
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
         return _fma(builder, *args)
 
-    return vector(vector, vector, vector), code
+    return a(a, b, c), code
 
 
 @intrinsic
@@ -180,7 +273,7 @@ def mul(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401, ARG001
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
         return builder.fmul(*args, flags=_FUSED)
 
-    return vector(vector, vector), code
+    return a(a, b), code
 
 
 @intrinsic
@@ -190,7 +283,7 @@ def add(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401, ARG001
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
         return builder.fadd(*args, flags=_FUSED)
 
-    return vector(vector, vector), code
+    return a(a, b), code
 
 
 @intrinsic
@@ -200,7 +293,7 @@ def sub(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401, ARG001
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
         return builder.fsub(*args, flags=_FUSED)
 
-    return vector(vector, vector), code
+    return a(a, b), code
 
 
 @intrinsic
@@ -210,7 +303,7 @@ def div(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401, ARG001
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
         return builder.fdiv(*args)
 
-    return vector(vector, vector), code
+    return a(a, b), code
 
 
 @intrinsic
@@ -220,49 +313,54 @@ def larger(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401, ARG001
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
         return builder.select(builder.fcmp_ordered(">", *args), *args)
 
-    return vector(vector, vector), code
+    return a(a, b), code
 
 
 @intrinsic
-def exp(typing: Any, x: Any) -> Typed:  # noqa: ANN401, ARG001
+def exp(typing: Any, a: Any) -> Typed:  # noqa: ANN401, ARG001
     """e^x of x <= 0 to 1.5e-7 of itself; e^-32 for all x below -32, NaN for NaN."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
-        low = _floats(_LOWEST)
+        kind = args[0].type
+        whole_kind = ir.VectorType(ir.IntType(32), kind.count)
+
+        def floats(value: float) -> ir.Constant:
+            return ir.Constant(kind, [value] * kind.count)
+
+        low = floats(_LOWEST)
         x = builder.select(builder.fcmp_unordered("<", low, args[0]), args[0], low)
-        power = builder.fptosi(_fma(builder, x, _floats(_LOG2_E), _floats(-0.5)), _INTS)
-        whole = builder.sitofp(power, _FLOATS)
-        rest = _fma(builder, whole, _floats(-_LN2_LOW), _fma(builder, whole, _floats(-_LN2_HIGH), x))
-        series = _floats(_EXPONENTIAL[0])
+        power = builder.fptosi(_fma(builder, x, floats(_LOG2_E), floats(-0.5)), whole_kind)
+        whole = builder.sitofp(power, kind)
+        rest = _fma(builder, whole, floats(-_LN2_LOW), _fma(builder, whole, floats(-_LN2_HIGH), x))
+        series = floats(_EXPONENTIAL[0])
         for factor in _EXPONENTIAL[1:]:
-            series = _fma(builder, series, rest, _floats(factor))
+            series = _fma(builder, series, rest, floats(factor))
         square = builder.fmul(rest, rest, flags=_FUSED)
-        mantissa = _fma(builder, series, square, builder.fadd(rest, _floats(1.0), flags=_FUSED))
-        scale = builder.bitcast(builder.shl(builder.add(power, _ints(127)), _ints(23)), _FLOATS)
+        mantissa = _fma(builder, series, square, builder.fadd(rest, floats(1.0), flags=_FUSED))
+        biased = builder.add(power, ir.Constant(whole_kind, [127] * kind.count))
+        scale = builder.bitcast(builder.shl(biased, ir.Constant(whole_kind, [23] * kind.count)), kind)
         return builder.fmul(mantissa, scale, flags=_FUSED)
 
-    return vector(vector), code
+    return a(a), code
 
 
-def _address(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
-    """Of the vector at ``args[1]`` in the array ``args[0]``."""
+def _address(context: Any, builder: Any, signature: Any, args: Any, kind: Any) -> Any:  # noqa: ANN401
+    """Of the vector of that kind at ``args[1]`` in the array ``args[0]``."""
     data = make_array(signature.args[0])(context, builder, args[0]).data
-    return builder.bitcast(builder.gep(data, [args[1]]), _FLOATS.as_pointer())
+    return builder.bitcast(builder.gep(data, [args[1]]), kind.as_pointer())
 
 
-def _splat(builder: Any, value: Any) -> Any:  # noqa: ANN401
-    nothing = ir.Constant(_FLOATS, ir.Undefined)
+def _splat(builder: Any, value: Any, lanes: int = LANES) -> Any:  # noqa: ANN401
+    nothing = ir.Constant(ir.VectorType(ir.FloatType(), lanes), ir.Undefined)
     first = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, nothing, _ints(0))
+    return _shuffled(builder, first, [0] * lanes)
+
+
+def _shuffled(builder: Any, a: Any, lanes: list[int], b: Any = None) -> Any:  # noqa: ANN401
+    """A vector of those lanes of a and, counted on from its last, of b."""
+    second = ir.Constant(a.type, ir.Undefined) if b is None else b
+    return builder.shuffle_vector(a, second, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
 
 
 def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ANN401
     return builder.fadd(builder.fmul(a, b, flags=_FUSED), c, flags=_FUSED)
-
-
-def _floats(value: float) -> ir.Constant:
-    return ir.Constant(_FLOATS, [value] * LANES)
-
-
-def _ints(value: int) -> ir.Constant:
-    return ir.Constant(_INTS, [value] * LANES)
