@@ -7,7 +7,10 @@ AVX-512, two of AVX, four of NEON. Arithmetic takes either, both operands alike.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from llvmlite import ir
@@ -65,10 +68,21 @@ def compiled(function: Function) -> Function:
     numba keeps it beside the source or in the user's cache directory (NUMBA_CACHE_DIR); a container may have neither.
     """
     try:
-        kept: Function = njit(nogil=True, cache=True)(function)
+        kept: Any = njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba found no place for it: it is compiled again in every process
         kept = njit(nogil=True)(function)
-    return kept
+    else:
+        # numba asks whether the function's own file has changed; compiled into it are functions of the other files.
+        kept._cache._cache_file._source_stamp = _sources()
+    result: Function = kept
+    return result
+
+
+@functools.cache
+def _sources() -> str:
+    """What this package's files hold, as one number."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def inlined(function: Function) -> Function:
