@@ -21,7 +21,9 @@ def positive(x: Tensor, function: PositiveFunction, lower: float) -> Tensor:
     """rho(x) >= lower (model.md, section 1): elementwise, any shape."""
     b, beta = lower, function.beta
     if function.name == "elu":
-        return (1 - b) * functional.elu(x * (beta / (1 - b))) + 1.0
+        # In one operation, whose scales are those of both sides, of the left one and of its argument.
+        elu: Tensor = torch.ops.aten.elu(x, (1 - b) / beta, beta, beta / (1 - b))
+        return elu + 1.0
     if function.name == "abs":
         return (1 - b) * x.abs() + b
     if function.name == "exp":
@@ -162,6 +164,8 @@ class PeriodicAttention(nn.Module):
         """(N, H): s (omega_h q_ih + t), what rho is taken of."""
         scale, shift = self.statistics.unbind()
         a = (q * self.gauss_direction).sum(-1)
+        if not torch.compiler.is_compiling() and self.frozen:
+            return scale * (a + shift)
         return torch.where(scale == 0, a, scale * (a + shift))
 
 

@@ -70,19 +70,10 @@ class PairPlan:
         start, stop = ptr[:-1][order], ptr[1:][order]
         pair, pair_ptr = np.empty(len(neighbor), np.int32), np.zeros(len(ptr), np.int64)
         key, nearest = (np.empty(len(neighbor), np.int32) for _ in range(2))
-        found = _join(order, start, stop, neighbor, pair, pair_ptr, key, nearest)
-        arrays = Plan(
-            order=order,
-            start=start,
-            stop=stop,
-            distance=distance,
-            farness=-np.square(distance, dtype=np.float32, casting="same_kind"),
-            images=shells.count.numpy().astype(np.float32),
-            pair=pair,
-            pair_ptr=pair_ptr,
-            key=key[:found].copy(),
-            nearest=nearest[:found].copy(),
-        )
+        farness, images = (np.empty(len(neighbor), np.float32) for _ in range(2))
+        plan = Plan(order, start, stop, distance, farness, images, pair, pair_ptr, key, nearest)
+        found = _join(plan, neighbor, shells.count.numpy())
+        arrays = plan._replace(key=key[:found].copy(), nearest=nearest[:found].copy())
         return cls(arrays=arrays)
 
 
@@ -126,24 +117,26 @@ def _cluster(ptr: IntArray, neighbor: IntArray, order: IntArray) -> None:
 
 
 @compiled
-def _join(
-    order: IntArray, start: IntArray, stop: IntArray, neighbor: IntArray, pair: Int32Array, pair_ptr: IntArray,
-    key: Int32Array, nearest: Int32Array,
-) -> int:  # fmt: skip
-    """Fill the last four by their names in PairPlan; the number of pairs."""
-    atoms = len(order)
+def _join(plan: Plan, neighbor: IntArray, count: IntArray) -> int:
+    """Fill the plan's arrays from farness on, and say how many pairs there are.
+
+    neighbor, count (S,): each shell's atom j, as the batch counts, and its images.
+    """
+    atoms = len(plan.order)
     place, seen = np.empty(atoms, np.int64), np.full(atoms, -1, np.int64)
     for i in range(atoms):
-        place[order[i]] = i
+        place[plan.order[i]] = i
     found = 0
     for i in range(atoms):
         first = found
-        for shell in range(start[i], stop[i]):
+        for shell in range(plan.start[i], plan.stop[i]):
             j = place[neighbor[shell]]
             if seen[j] < first:
                 seen[j] = found
-                key[found], nearest[found] = j, shell - start[i]
+                plan.key[found], plan.nearest[found] = j, shell - plan.start[i]
                 found += 1
-            pair[shell] = seen[j] - first
-        pair_ptr[i + 1] = found
+            plan.pair[shell] = seen[j] - first
+            plan.farness[shell] = -(plan.distance[shell] ** 2)
+            plan.images[shell] = count[shell]
+        plan.pair_ptr[i + 1] = found
     return found
