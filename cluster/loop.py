@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,9 @@ IntArray = npt.NDArray[np.int64]
 
 STEP_MESSAGE_SECONDS = 2.0
 """A worker tells where it is in an epoch at most this often."""
+
+COMPILING_SECONDS = 1.5
+"""Kernels that are kept on disk are read in less."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,6 +137,7 @@ class Worker:
         self._metrics = RunMetrics(str(config.run.run_name), config.data.target, place)
         state = self._restored_state()
         model = Crystalformer(config.model, backend=config.scale.backend).to(place.device)
+        self._warm_up(model)
         make_global(model)
         if state is None:
             self._begin(model)
@@ -164,6 +169,16 @@ class Worker:
             except CheckpointError as error:
                 self._send("note", text=f"warning: checkpoint passed over: {error}")
         raise CheckpointError(f"none of the run's {len(candidates)} checkpoints is whole; start a new run")
+
+    def _warm_up(self, model: Crystalformer) -> None:
+        """Compile kernels before the first epoch is timed; says so where they are not there from an earlier run."""
+        text = "compiling the attention kernels, once on a machine"
+        note = threading.Timer(COMPILING_SECONDS, lambda: self._send("note", text=text))
+        note.start()
+        try:
+            model.warm_up()
+        finally:
+            note.cancel()
 
     def _begin(self, model: Crystalformer) -> None:
         """Weights and statistics of a run without checkpoint: those of init_from's model, or the first batch's."""

@@ -62,6 +62,19 @@ class Crystalformer(nn.Module):
             block.attention.prepare(batch)  # type: ignore[union-attr, operator]
         return batch
 
+    def warm_up(self) -> None:
+        """Have the attention backend's kernels compiled, or read where they are kept: a first step waits for that.
+
+        Sends two made-up atoms through the blocks, there and back; no weight, gradient or statistic changes.
+        """
+        batch = CrystalBatch.from_arrays([[0.0, 0.0, 0.0], [1.5, 1.5, 1.5]], [1, 1], 3.0 * torch.eye(3)[None], [2])
+        batch = self.prepare(batch.to(self.embedding.device))
+        x = first = self.embed(batch).detach().requires_grad_()
+        with torch.enable_grad():
+            for block in self.blocks:
+                x = block(x, batch)
+            torch.autograd.grad(x.sum(), first)
+
     def embed(self, batch: CrystalBatch) -> Tensor:
         """(N, model_dim): the element's row, or the occupancy-weighted sum of a disordered site's rows."""
         rows = (batch.atomic_numbers - 1).clamp_min(0)

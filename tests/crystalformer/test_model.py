@@ -371,6 +371,32 @@ def test_workers_freeze_the_statistics_of_the_global_batch():
 # --- dtypes -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("domain", ["real", "multihead", "reci"])
+def test_warming_up_changes_nothing(domain):
+    torch.manual_seed(0)
+    model = Crystalformer(ModelConfig(**SMALL, domain=domain)).train()
+    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    model.warm_up()
+    assert not model.frozen
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_kernels_are_compiled_once_whatever_the_lists_numbers_are():
+    """Those of tables are float32 and int16, those just found float64 and int64."""
+    numba_passes = pytest.importorskip("crystalformer.ops.numba.passes")
+    model = Crystalformer(ModelConfig(**SMALL)).train()
+    model.warm_up()
+    known = len(numba_passes.forward_pass.signatures), len(numba_passes.backward_pass.signatures)
+    batch, radius = batch_of(random_crystal(3, 7)), model.config.neighbor_radius
+    found = batch.shells(radius)
+    batch._shells[radius] = replace(found, distance=found.distance.float(), count=found.count.to(torch.int16))
+    model(batch).sum().backward()
+    assert (len(numba_passes.forward_pass.signatures), len(numba_passes.backward_pass.signatures)) == known
+
+
 def test_geometry_stays_double_whatever_the_models_dtype():
     """float32 far from the origin: the same prediction, because distances are found in double precision."""
     model = golden.load("real_k16").model(dtype=torch.float32)

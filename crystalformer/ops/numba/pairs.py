@@ -63,7 +63,10 @@ class PairPlan:
     @classmethod
     def of(cls, shells: PackedShells) -> PairPlan:
         """From the shells of a batch on the CPU."""
-        ptr, neighbor, distance = shells.ptr.numpy(), shells.neighbor.numpy(), shells.distance.numpy()
+        ptr, neighbor = shells.ptr.numpy(), shells.neighbor.numpy()
+        # Tables keep both in half the space; kernels for either would be compiled twice.
+        distance = shells.distance.numpy().astype(np.float64, copy=False)
+        count = shells.count.numpy().astype(np.int64, copy=False)
         order = np.arange(len(ptr) - 1)
         if _spread(ptr, neighbor) > NEAR:
             _cluster(ptr, neighbor, order)
@@ -72,7 +75,7 @@ class PairPlan:
         key, nearest = (np.empty(len(neighbor), np.int32) for _ in range(2))
         farness, images = (np.empty(len(neighbor), np.float32) for _ in range(2))
         plan = Plan(order, start, stop, distance, farness, images, pair, pair_ptr, key, nearest)
-        found = _join(plan, neighbor, shells.count.numpy())
+        found = _join(plan, neighbor, count)
         arrays = plan._replace(key=key[:found].copy(), nearest=nearest[:found].copy())
         return cls(arrays=arrays)
 
