@@ -4,7 +4,7 @@ Eight heads go side by side in one vector, so no sum ever runs across a vector a
 bases and of heads (filled up with zeros) will do. All arrays are flat; legend of their shapes:
 
     G groups of eight heads · N atoms · S shells · E pairs, P of them in reach · D features a head
-    K radial bases, filled up to a multiple of eight
+    K radial bases, filled up to a multiple of sixteen
     q, k, v, y, dy … (G, N, D, 8) · c, lse, dc (G, N, 8) · sums (G, N, K, 8) · weight (G, K, D, 8)
     pairs (G, P, 2, 8) · dweight: as weight, once for every ``part`` atoms
 
@@ -100,7 +100,7 @@ class ByKey(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """G, N, D and K; window: a multiple of 8, 0 without radial bases; spacing and width of the Gaussians, Å.
+    """G, N, D and K; window: a multiple of 16, 0 without radial bases; spacing and width of the Gaussians, Å.
 
     scale: of q k, 1/sqrt(D). part: atoms whose gradients of weight are summed together. lengths: of Kept's
     arrays.
