@@ -81,6 +81,15 @@ def features_of(rows: Rows, sizes: Sizes, radial: Features, i: int) -> int:
     return at
 
 
+@inlined
+def _run_end(radial: Features, at: int, first: int, used: int) -> int:
+    """The shell after the last of those that follow shell ``first`` with its window."""
+    last = first + 1
+    while last < used and radial.begin[at + last] == radial.begin[at + first]:
+        last += 1
+    return last
+
+
 @compiled
 def sum_features(radial: Features, at: int, used: int, window: int, p_row: Floats, sums: Floats, bases: int) -> None:
     """sums (K, 8), two bases in turn: the features of the first ``used`` shells, each times its p.
@@ -92,9 +101,7 @@ def sum_features(radial: Features, at: int, used: int, window: int, p_row: Float
         store(sums, x, splat_wide(_ZERO))
     first = 0
     while first < used:
-        begin, last = radial.begin[at + first], first + 1
-        while last < used and radial.begin[at + last] == begin:
-            last += 1
+        begin, last = radial.begin[at + first], _run_end(radial, at, first, used)
         for x in range(0, window, WIDE):
             s = (begin + x) * LANES
             s0, s1 = load_wide(sums, s), load_wide(sums, s + 16)
@@ -213,9 +220,7 @@ def times_features(radial: Features, at: int, used: int, window: int, dsums: Flo
     """
     first = 0
     while first < used:
-        begin, last = radial.begin[at + first], first + 1
-        while last < used and radial.begin[at + last] == begin:
-            last += 1
+        begin, last = radial.begin[at + first], _run_end(radial, at, first, used)
         for x in range(0, window, WIDE):
             d = of + (begin + x) * LANES
             d0, d1 = load_wide(dsums, d), load_wide(dsums, d + 16)
