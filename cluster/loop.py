@@ -117,6 +117,8 @@ def prepare_process(config: TrainConfig, threads: int, device: torch.device) -> 
     if config.run.deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)  # noqa: FBT003 - torch's signature
+        # The switch fills all memory that is asked for empty, a launch each time; what is asked for here is written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
 
 
 class Worker:
@@ -176,7 +178,8 @@ class Worker:
         note = threading.Timer(COMPILING_SECONDS, lambda: self._send("note", text=text))
         note.start()
         try:
-            model.warm_up()
+            with torch.autocast(self._place.device.type, torch.bfloat16, self._config.scale.precision == "bf16"):
+                model.warm_up()
         finally:
             note.cancel()
 

@@ -21,6 +21,9 @@ from crystalformer.neighbors import Shells, find_shells
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
+lasting = torch.inference_mode(mode=False)
+"""Decorates what makes tensors that a batch keeps: those made under inference_mode could never be trained with."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Disorder:
@@ -104,6 +107,7 @@ class CrystalBatch:
     _shells: dict[float, PackedShells] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
+    @lasting
     def from_arrays(
         cls,
         positions: Any,  # noqa: ANN401 - anything torch.as_tensor reads
@@ -206,6 +210,7 @@ class CrystalBatch:
             torch.arange(self.num_crystals, device=self.device), self.sizes, output_size=self.num_atoms
         )
 
+    @lasting
     def to(self, device: torch.device | str) -> CrystalBatch:
         """The same batch on another device, shell lists included."""
         device = torch.device(device)
@@ -229,6 +234,11 @@ class CrystalBatch:
         enough = [known for known in self._shells if known >= radius]
         if enough:
             return self._shells[min(enough)]
+        self.attach_shells(self._found(radius))
+        return self._shells[radius]
+
+    @lasting
+    def _found(self, radius: float) -> PackedShells:
         sizes = self.sizes.tolist()
         positions = self.positions.cpu().numpy()
         lattice = self.lattice.cpu().numpy()
@@ -237,6 +247,4 @@ class CrystalBatch:
             find_shells(positions[end - size : end], cell, radius)
             for size, end, cell in zip(sizes, ends, lattice, strict=True)
         ]
-        packed = PackedShells.pack(found, sizes, radius).to(self.device)
-        self._shells[radius] = packed
-        return packed
+        return PackedShells.pack(found, sizes, radius).to(self.device)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from crystalformer.batch import CrystalBatch
 from crystalformer.config import ModelConfig, PositiveFunction
-from crystalformer.ops import RadialBasis, periodic_attention, prepare
+from crystalformer.ops import RadialBasis, check_backend, periodic_attention, prepare
 
 AllReduce = Callable[[Tensor], Tensor]
 """Sums a small float64 tensor over all workers."""
@@ -44,6 +44,9 @@ class PeriodicAttention(nn.Module):
         super().__init__()
         dim, heads = config.model_dim, config.head_num
         self.config, self.layer, self.backend = config, layer, backend
+        domain = config.layer_domain(layer)
+        for part in ("real", "reci") if domain == "multihead" else (domain,):
+            check_backend(backend, part)
         self.q_proj = nn.Linear(dim, dim)
         self.k_proj = nn.Linear(dim, dim)
         self.v_proj = nn.Linear(dim, dim)

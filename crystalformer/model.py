@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crystalformer.batch import CrystalBatch
+from crystalformer.batch import CrystalBatch, Disorder
 from crystalformer.config import MAX_ATOMIC_NUMBER, ModelConfig
 from crystalformer.layers import AllReduce, EncoderBlock
 
@@ -16,7 +16,8 @@ from crystalformer.layers import AllReduce, EncoderBlock
 class Crystalformer(nn.Module):
     """Predicts ``config.num_targets`` properties of each crystal of a batch.
 
-    ``backend``: the attention backend of all layers (see ops.periodic_attention).
+    ``backend``: the attention backend of all layers (see ops.periodic_attention). ValueError where there is none of
+    that name, or it does not have the model's domain.
     """
 
     def __init__(self, config: ModelConfig, *, backend: str = "auto") -> None:
@@ -82,12 +83,16 @@ class Crystalformer(nn.Module):
         ordered = functional.embedding(rows, self.embedding)
         if batch.disorder is None:
             return ordered
-        species = batch.disorder
-        ordered = ordered * (batch.atomic_numbers > 0).unsqueeze(-1).to(self.embedding)
-        mixed = functional.embedding(species.atomic_number - 1, self.embedding) * species.occupancy.unsqueeze(-1).to(
-            self.embedding
-        )
-        return ordered.index_add(0, species.atom, mixed)
+        whole = (batch.atomic_numbers > 0).unsqueeze(-1).to(self.embedding)
+        return ordered * whole + self._mixed(batch.disorder, rows)
+
+    def _mixed(self, species: Disorder, atoms: Tensor) -> Tensor:
+        """(N, model_dim) for atoms (N,): the occupancy-weighted sum of a disordered site's rows, 0 elsewhere."""
+        atom, order = species.atom.sort(stable=True)
+        parts = functional.embedding(species.atomic_number[order] - 1, self.embedding)
+        parts = parts * species.occupancy[order].unsqueeze(-1).to(self.embedding)
+        ends = torch.searchsorted(atom, torch.arange(len(atoms) + 1, device=atom.device))
+        return torch.segment_reduce(parts, "sum", offsets=ends, axis=0, initial=0.0, unsafe=True)
 
     @torch.no_grad()
     def freeze_statistics(self, batch: CrystalBatch, all_reduce: AllReduce | None = None) -> None:
@@ -116,7 +121,8 @@ class Crystalformer(nn.Module):
     def _pool(self, x: Tensor, batch: CrystalBatch) -> Tensor:
         """(B, F) mean or maximum of x (N, F) over each crystal's atoms."""
         if self.config.pooling == "avr":
-            total = x.new_zeros(batch.num_crystals, x.shape[1]).index_add(0, batch.crystal, x)
+            # Not index_add: on a GPU that adds atomically, in any order.
+            total = torch.segment_reduce(x, "sum", lengths=batch.sizes, axis=0, unsafe=True)
             return total / batch.sizes.unsqueeze(-1).to(x)
         atoms = batch.crystal.unsqueeze(-1).expand(-1, x.shape[1])
         empty = x.new_zeros(batch.num_crystals, x.shape[1])

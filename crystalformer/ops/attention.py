@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 _KERNELS = {"cpu": "numba", "cuda": "triton"}
 """Compiled kernels by the type of device that they run on."""
 
+_WHERE = {"triton": " (it has wheels for Linux only)"}
+
 _announced: set[tuple[torch.device, str | None]] = set()
 
 
@@ -51,27 +53,24 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     rho (N, H): at least ``rho_min`` > 0. scale: Å. radial and weight (H or 1, D, K): the W b term, or None for none.
     cutoff_sigmas: an atom's sum ends at this many widths of its own widest Gaussian (reci: of the widest admitted).
     backend: "reference" (the dense oracle), "torch", "numba" (real domain, CPU, all but float64), "triton" (real
-    domain, GPU), or "auto": numba on the CPU and triton on a GPU for what they take, else torch; it is logged.
+    domain, GPU, all but float64), or "auto": numba on the CPU and triton on a GPU for what they take, else torch;
+    it is logged, as a warning where a GPU's kernels are passed over in the real domain.
     Returns (N, H, D). Raises ValueError for an unknown backend or domain, shapes that do not fit, or operands that
     the named backend does not take.
     """
-    _check(q, k, v, rho, batch, radial, weight, backend)
-    if domain not in get_args(Domain):
-        raise ValueError(f"domain must be one of {', '.join(get_args(Domain))}, got {domain!r}")
+    _check(q, k, v, rho, batch, radial, weight)
+    if domain == "reci" and weight is not None:
+        raise ValueError("the reciprocal domain has no W b term: radial and weight must be None")
+    chosen = _chosen(backend, domain, q, radial)
     if domain == "reci":
-        if weight is not None:
-            raise ValueError("the reciprocal domain has no W b term: radial and weight must be None")
-        if backend in ("triton", "numba"):
-            raise ValueError(f"the {backend} backend has no reciprocal domain; auto uses it for the real one alone")
-        return _reciprocal(q, k, v, rho, batch, scale, rho_min, cutoff_sigmas, backend)
-    chosen = _chosen(backend, q, radial)
-    if chosen in ("triton", "numba"):
+        return _reciprocal(q, k, v, rho, batch, scale, rho_min, cutoff_sigmas, chosen)
+    if chosen in _KERNELS.values():
         shells = batch.shells(cutoff_sigmas * scale / math.sqrt(rho_min))
         y: Tensor = _kernels(chosen).attend(
             q, k, v, rho, shells, scale=scale, cutoff_sigmas=cutoff_sigmas, radial=radial, weight=weight
         )
         return y
-    if backend == "reference":
+    if chosen == "reference":
         return reference.attend_real(
             q,
             k,
@@ -91,15 +90,30 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     )
 
 
-def _chosen(backend: str, q: Tensor, radial: RadialBasis | None) -> str:
-    """The backend for the real domain: "auto" is decided by where and what q (N, H, D) is."""
-    if backend == "auto":
-        name = _KERNELS.get(q.device.type, "torch")
-        usable = name != "torch" and _takes(name, q, 0 if radial is None else radial.count)
-        return name if usable else "torch"
-    if backend in _KERNELS.values() and find_spec(backend) is None:
-        raise ValueError(f"{backend} backend: {_missing(backend)}")
-    return backend
+def check_backend(backend: str, domain: str) -> None:
+    """ValueError where there is no such backend or domain, or the backend does not have the domain."""
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
+    if domain not in get_args(Domain):
+        raise ValueError(f"domain must be one of {', '.join(get_args(Domain))}, got {domain!r}")
+    if domain == "reci" and backend in _KERNELS.values():
+        raise ValueError(f"the {backend} backend has no reciprocal domain; auto uses it for the real one alone")
+
+
+def _chosen(backend: str, domain: str, like: Tensor, radial: RadialBasis | None) -> str:
+    """The backend for operands like ``like`` (..., H, D); ValueError where the named one does not take them."""
+    check_backend(backend, domain)
+    if backend in ("torch", "reference"):
+        return backend
+    name = _KERNELS.get(like.device.type, "torch") if backend == "auto" else backend
+    if name == "torch" or domain == "reci":
+        return "torch"
+    reason = _refusal(name, like, 0 if radial is None else radial.count)
+    if backend != "auto" and reason is not None:
+        raise ValueError(reason)
+    if backend == "auto" and not torch.compiler.is_compiling():
+        _announce(name, like.device, reason)
+    return name if reason is None else "torch"
 
 
 def _kernels(name: str) -> Any:  # noqa: ANN401 - a package with attend and refusal
@@ -113,19 +127,23 @@ def _kernels(name: str) -> Any:  # noqa: ANN401 - a package with attend and refu
     return triton
 
 
-def _missing(name: str) -> str:
-    return f"{name} is not installed" + (" (it has wheels for Linux only)" if name == "triton" else "")
+def _refusal(name: str, like: Tensor, bases: int) -> str | None:
+    """Why the kernels of that name do not take operands like ``like`` (..., H, D), or None where they do."""
+    if find_spec(name) is None:
+        return f"{name} backend: {name} is not installed" + _WHERE.get(name, "")
+    reason: str | None = _kernels(name).refusal(
+        like.device, like.dtype, int(like.shape[-2]), int(like.shape[-1]), bases
+    )
+    return reason
 
 
-def _takes(name: str, q: Tensor, bases: int) -> bool:
-    """Whether "auto" is the kernels of that name for operands like q; logged once, with the reason where not."""
-    reason: str | None = _missing(name)
-    if find_spec(name) is not None:
-        reason = _kernels(name).refusal(q.device, q.dtype, int(q.shape[1]), int(q.shape[2]), bases)
-    if not torch.compiler.is_compiling() and (q.device, reason) not in _announced:
-        _announced.add((q.device, reason))
-        _log.info("attention on %s: %s", q.device, name if reason is None else f"torch ({reason})")
-    return reason is None
+def _announce(name: str, device: torch.device, reason: str | None) -> None:
+    """Say once what "auto" is, and aloud where a GPU does without its kernels."""
+    if (device, reason) in _announced:
+        return
+    _announced.add((device, reason))
+    level = logging.WARNING if reason is not None and device.type == "cuda" else logging.INFO
+    _log.log(level, "attention on %s: %s", device, name if reason is None else f"torch ({reason})")
 
 
 def _reciprocal(  # noqa: PLR0913 - the operands of one equation
@@ -162,13 +180,15 @@ def prepare(  # noqa: PLR0913 - what the operator's own arguments say about its 
     """Make what ``periodic_attention`` with these arguments keeps with the batch.
 
     like (H, D): of the operands' dtype and device. The operator does so itself on first use; a compiled graph cannot.
+    Raises ValueError for what the operator would refuse.
     """
-    if backend == "reference":
+    chosen = _chosen(backend, domain, like, radial)
+    if chosen == "reference":
         return
     if domain == "reci":
         reciprocal_plan(batch, cutoff_sigmas / (scale * math.sqrt(rho_min)), like)
         return
-    radius, chosen = cutoff_sigmas * scale / math.sqrt(rho_min), _chosen(backend, like.unsqueeze(0), radial)
+    radius = cutoff_sigmas * scale / math.sqrt(rho_min)
     if chosen == "torch":
         block_plan(batch, radius, like)
     else:
@@ -204,10 +224,7 @@ def _check(
     batch: CrystalBatch,
     radial: RadialBasis | None,
     weight: Tensor | None,
-    backend: str,
 ) -> None:
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
     n, heads, features = q.shape
     if n != batch.num_atoms:
         raise ValueError(f"q must have a row for each of the {batch.num_atoms} atoms, got {n}")

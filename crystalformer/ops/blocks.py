@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from crystalformer.batch import CrystalBatch, PackedShells
+from crystalformer.batch import CrystalBatch, PackedShells, lasting
 from crystalformer.ops.handles import Handles
 from crystalformer.ops.pairs import BlockRows, PairColumns, PairLookup
 from crystalformer.ops.radial import RadialBasis
@@ -107,6 +107,7 @@ class BlockPlan:
             for block in self.blocks
         ]
 
+    @lasting
     def tables(self, block: Block, rows: int) -> PairColumns | PairLookup:
         """The block's tables with at least ``rows`` rows."""
         if block.tables is None or block.tables.rows.capacity < rows:
@@ -119,6 +120,7 @@ class BlockPlan:
             block.features.clear()
         return block.tables
 
+    @lasting
     def features(self, block: Block, radial: RadialBasis, rows: int) -> Tensor:
         """(A, rows, K) radial features of the first rows, kept over layers where they fit."""
         if block.tables is None:
@@ -142,6 +144,7 @@ class BlockPlan:
             inside,
         )
 
+    @lasting
     def buffer(self, name: str, size: int) -> Tensor:
         """(size,) numbers reused over blocks and layers: memory fresh from the system costs a page fault a page."""
         known = self.workspace.get(name)
@@ -151,6 +154,7 @@ class BlockPlan:
         return known[:size]
 
 
+@lasting
 def make_plan(batch: CrystalBatch, shells: PackedShells, dtype: torch.dtype) -> BlockPlan:
     """The plan of a batch; tables in ``dtype`` on the batch's device."""
     sizes, ptr = batch.sizes.cpu().numpy(), shells.ptr.cpu().numpy()

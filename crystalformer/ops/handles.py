@@ -13,6 +13,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from crystalformer.batch import lasting
+
 Plan = TypeVar("Plan")
 
 
@@ -23,6 +25,7 @@ class Handles(Generic[Plan]):
         self._plans: WeakValueDictionary[int, Plan] = WeakValueDictionary()
         self._numbers = itertools.count()
 
+    @lasting
     def give(self, plan: Plan) -> Tensor:
         """A new number for ``plan``: int64, no dimensions, on the CPU."""
         number = next(self._numbers)

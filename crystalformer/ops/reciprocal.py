@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crystalformer.batch import CrystalBatch
+from crystalformer.batch import CrystalBatch, lasting
 from crystalformer.ops.handles import Handles
 
 CLAMP = 1e-6
@@ -66,6 +66,7 @@ def wave_vectors(lattice: Tensor, radius: float) -> Tensor:
     return torch.cat([waves.new_zeros(1, 3), waves])
 
 
+@lasting
 def wave_plan(batch: CrystalBatch, radius: float, dtype: torch.dtype) -> WavePlan:
     """The plan for the wave vectors within ``radius`` (1/Å) of every crystal of the batch."""
     lattice, positions = batch.lattice.cpu(), batch.positions.cpu()

@@ -18,6 +18,7 @@ from torch import Tensor
 from crystalformer.ops import reciprocal
 from crystalformer.ops.blocks import PLANS, Block, BlockPlan
 from crystalformer.ops.pairs import PairColumns, PairLookup
+from crystalformer.ops.precision import own_precision
 from crystalformer.ops.radial import RadialBasis, lowest_exponent
 
 
@@ -37,7 +38,7 @@ def _forward(  # noqa: PLR0913 - the operands of one equation
     BlockPlan's; basis: K, r_max, width of the radial features, or nothing. All in one dtype.
     """
     plan, radial = PLANS.plan(handle), _radial(basis)
-    with torch.autocast(q.device.type, enabled=False):
+    with own_precision(q.device):
         q, k, v, precision = (t.index_select(0, plan.order) for t in (q, k, v, precision))
         c = precision.T.contiguous()
         y, total, lse = torch.empty_like(v), torch.empty_like(c), torch.empty_like(c)
@@ -80,7 +81,7 @@ def _attention_backward(  # noqa: PLR0913 - the operands of one equation
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, precision and weight; inner (N, H) is the sum over features of dy y."""
     plan, radial = PLANS.plan(handle), _radial(basis)
-    with torch.autocast(q.device.type, enabled=False):
+    with own_precision(q.device):
         dy, q, k, v = (t.index_select(0, plan.order) for t in (dy, q, k, v))
         c, inner = (t.index_select(0, plan.order).T.contiguous() for t in (precision, inner))
         dq, dk, dv, dc = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v), torch.empty_like(c)
@@ -121,7 +122,7 @@ def _attention_shapes(  # noqa: PLR0913 - the operator's own arguments
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, heads, _ = v.shape
     width = int(basis[0]) if basis else 0
-    return torch.empty_like(v), precision.new_empty(heads, n), v.new_empty(n, heads, width)
+    return v.new_empty(v.shape), precision.new_empty(heads, n), v.new_empty(n, heads, width)
 
 
 @_attention_backward.register_fake
@@ -139,8 +140,9 @@ def _attention_backward_shapes(  # noqa: PLR0913 - the operator's own arguments
     basis: Sequence[float],
     cutoff_sigmas: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dweight = q.new_empty(0) if weight is None else torch.empty_like(weight)
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(precision), dweight
+    dweight = q.new_empty(0) if weight is None else weight.new_empty(weight.shape)
+    dq, dk, dv, dprecision = (t.new_empty(t.shape) for t in (q, k, v, precision))
+    return dq, dk, dv, dprecision, dweight
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401 - torch's context
@@ -254,7 +256,7 @@ def attend(  # noqa: PLR0913 - the operands of one equation
 
 def _reciprocal_forward(q: Tensor, k: Tensor, v: Tensor, rho: Tensor, handle: Tensor, scale: float) -> Tensor:
     """y (N, H, D) of q (scaled by 1/sqrt(D)), k, v (N, H, D) and rho (N, H); handle: the WavePlan's; scale: Å."""
-    with torch.autocast(q.device.type, enabled=False):
+    with own_precision(q.device):
         return reciprocal.forward(q, k, v, rho, reciprocal.PLANS.plan(handle), scale)
 
 
@@ -266,7 +268,7 @@ def _reciprocal_backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, rho: Tensor, handle: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and rho; the forward is done again chunk by chunk."""
-    with torch.autocast(q.device.type, enabled=False):
+    with own_precision(q.device):
         return reciprocal.backward(dy, q, k, v, rho, reciprocal.PLANS.plan(handle), scale)
 
 

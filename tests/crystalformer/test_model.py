@@ -127,6 +127,15 @@ def test_a_mixed_site_is_an_element_with_the_weighted_row():
     np.testing.assert_allclose(mixed.numpy(), ordered.numpy(), rtol=1e-13)
 
 
+def test_species_may_come_in_any_order():
+    species = [(0, 97, 0.25), (0, 98, 0.25), (0, 5, 0.5), (4, 30, 0.5), (21, 12, 0.75)]
+    model = golden.load("real_k16").model()
+    shuffled = [species[n] for n in (4, 0, 3, 1, 2)]
+    with torch.no_grad():
+        first, second = (model(with_disorder(golden_crystals(), given)) for given in (species, shuffled))
+    assert torch.equal(first, second)
+
+
 def test_species_of_a_mixed_site_share_its_gradient():
     model = golden.load("real_k16").model()
     batch = with_disorder(golden_crystals()[:1], [(0, 97, 0.25), (0, 98, 0.75)])
@@ -366,6 +375,14 @@ def test_workers_freeze_the_statistics_of_the_global_batch():
     torch.testing.assert_close(statistics(workers[0]), statistics(alone), rtol=1e-11, atol=0)
     model.freeze_statistics(batch_of(*parts[1]))  # a part's own numbers are others
     assert float((statistics(model) / statistics(alone) - 1).abs().min()) > 1e-4
+
+
+def test_a_backend_that_lacks_the_domain_is_refused_when_the_model_is_made():
+    for domain in ("multihead", "real-reci", "reci"):
+        with pytest.raises(ValueError, match="the numba backend has no reciprocal domain"):
+            Crystalformer(ModelConfig(**SMALL, domain=domain), backend="numba")
+    with pytest.raises(ValueError, match="backend must be one of auto, .*, got 'fast'"):
+        Crystalformer(ModelConfig(**SMALL), backend="fast")
 
 
 # --- dtypes -------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from crystalformer.ops.triton.tiles import Tiles, options
 
 LOG2_E = math.log2(math.e)
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Of q, k and v. Sums are float32 whatever they are."""
 
 INTERPRETED = not isinstance(kernels.forward_kernel, triton.JITFunction)
@@ -84,7 +84,7 @@ def attend(  # noqa: PLR0913 - the operands of one equation
 ) -> Tensor:
     """Real-space attention (N, H, D); operands as in ``ops.periodic_attention``, ``shells`` within every reach.
 
-    q, k, v float32 or bfloat16; the result has q's dtype.
+    q, k, v float32, bfloat16 or float16; the result has q's dtype.
     """
     validate(q.device, q.dtype, q.shape[1], q.shape[2], 0 if radial is None else radial.count)
     if not (q.dtype == k.dtype == v.dtype) or not (q.shape == k.shape == v.shape):

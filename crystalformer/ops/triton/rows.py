@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crystalformer.batch import PackedShells
+from crystalformer.batch import PackedShells, lasting
 from crystalformer.ops.triton.tiles import TILE_ROWS
 
 NO_DISTANCE = 1e4
@@ -43,6 +43,7 @@ def rows_of(shells: PackedShells) -> Rows:
     return rows
 
 
+@lasting
 def _derive(shells: PackedShells) -> Rows:
     size, atoms = len(shells.neighbor), len(shells.ptr) - 1
     least = TILE_ROWS[0]
@@ -52,16 +53,21 @@ def _derive(shells: PackedShells) -> Rows:
     counts = shells.ptr.diff()
     atom = torch.repeat_interleave(torch.arange(atoms, device=counts.device), counts, output_size=size)
     start = torch.nn.functional.pad(((counts + (least - 1)) // least * least).cumsum(0), (1, 0))
-    place = torch.arange(size, device=counts.device) + (start[:-1] - shells.ptr[:-1])[atom]
+    shift = start[:-1] - shells.ptr[:-1]
+    # Rows are gathered, not scattered: where PyTorch is told to be deterministic, a scatter sorts first.
+    row = torch.arange(total, device=counts.device)
+    owner = (torch.searchsorted(start, row, right=True) - 1).clamp_max(atoms - 1)
+    source = row - shift[owner]
+    inside = source < shells.ptr[1:][owner]
+    source = torch.where(inside, source, 0)
 
     def spread(values: Tensor, fill: float, dtype: torch.dtype) -> Tensor:
-        rows = torch.full((total,), fill, dtype=dtype, device=counts.device)
-        return rows.scatter_(0, place, values.to(dtype))
+        return torch.where(inside, values.to(dtype)[source], fill)
 
     return Rows(
         start=start,
         neighbor=spread(shells.neighbor, 0, torch.int32),
-        partner=spread(place[_partner(atom, shells.neighbor)], NO_PARTNER, torch.int32),
+        partner=spread(_partner(atom, shells.neighbor) + shift[shells.neighbor], NO_PARTNER, torch.int32),
         distance=spread(shells.distance, NO_DISTANCE, torch.float32),
         log_count=spread(shells.count.to(torch.float32).log2(), float("-inf"), torch.float32),
     )
@@ -71,4 +77,4 @@ def _partner(atom: Tensor, neighbor: Tensor) -> Tensor:
     """(S,) row of (j, i, d) for every row (i, j, d): two stable sorts, since every pair's rows are in order of d."""
     by_neighbor = neighbor.to(torch.int32).sort(stable=True).indices  # order of (j, i, d)
     by_atom = by_neighbor[atom[by_neighbor].to(torch.int32).sort(stable=True).indices]  # order of (i, j, d)
-    return torch.empty_like(by_atom).scatter_(0, by_atom, by_neighbor)
+    return by_neighbor[by_atom.argsort()]

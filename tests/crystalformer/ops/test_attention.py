@@ -1,13 +1,14 @@
 """``periodic_attention``: what it refuses, which backend it takes, what its truncation costs."""
 
+import logging
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from crystalformer.ops import RadialBasis, periodic_attention
-from crystalformer.ops.attention import block_plan, reciprocal_plan
+from crystalformer.ops import RadialBasis, periodic_attention, prepare
+from crystalformer.ops.attention import _announce, block_plan, reciprocal_plan
 from tests.crystalformer.crystals import batch_of, golden_crystals, random_crystal
 from tests.crystalformer.ops.operands import RADIAL, attend, errors, operands
 
@@ -80,6 +81,67 @@ def test_without_numba_auto_is_torch_and_numba_is_refused(monkeypatch):
     assert torch.equal(call(batch, given), call(batch, given, backend="torch"))
     with pytest.raises(ValueError, match="numba backend: numba is not installed"):
         call(batch, given, backend="numba")
+
+
+NOT_PREPARED = [
+    ({"backend": "fast"}, torch.float32, "backend must be one of auto, .*, got 'fast'"),
+    ({"domain": "imaginary"}, torch.float32, "domain must be one of real, reci, got 'imaginary'"),
+    ({"backend": "numba", "domain": "reci"}, torch.float32, "the numba backend has no reciprocal domain"),
+    ({"backend": "numba"}, torch.float64, "numba backend: dtype must be one of .*, got torch.float64"),
+]
+
+
+@pytest.mark.parametrize(("changed", "dtype", "message"), NOT_PREPARED)
+def test_what_the_operator_refuses_is_not_prepared_either(changed, dtype, message):
+    batch = batch_of(random_crystal(3, seed=0))
+    with pytest.raises(ValueError, match=message):
+        prepare(batch, torch.zeros(2, 4, dtype=dtype), **{"scale": 1.0, "rho_min": 0.5, **changed})
+    with pytest.raises(ValueError, match=message):
+        call(batch, operands(batch, radial=None).to(dtype), **changed)
+    assert not batch.cache and not batch._shells
+
+
+def test_a_gpu_that_does_without_its_kernels_says_so_aloud_and_once(caplog):
+    gpu = torch.device("cuda", 63)  # named, not used
+    with caplog.at_level(logging.INFO):
+        for reason in ("head_dim must be 1 to 256, got 300", "head_dim must be 1 to 256, got 300", None):
+            _announce("triton", gpu, reason)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "attention on cuda:63: torch (head_dim must be 1 to 256, got 300)"),
+        ("INFO", "attention on cuda:63: triton"),
+    ]
+
+
+@pytest.mark.parametrize(("domain", "backend"), [("real", "torch"), ("real", "numba"), ("reci", "torch")])
+def test_a_batch_met_in_inference_mode_can_be_trained_with(domain, backend):
+    """What the batch keeps from an evaluation, and the batch itself, serve the backward of a later step."""
+    with torch.inference_mode():
+        batch = batch_of(*golden_crystals())
+        given = operands(batch, domain=domain, radial=RADIAL if domain == "real" else None).to(torch.float32)
+        call(batch, given, backend=backend)
+        moved = batch.to("cpu")
+    fresh = batch_of(*golden_crystals())
+    given = operands(fresh, domain=domain, radial=given.radial).to(torch.float32)
+    expected = attend(fresh, given, backend)
+    for known in (batch, moved):
+        found = attend(known, given, backend)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("allowed", ["high", "medium"])
+@pytest.mark.parametrize("domain", ["real", "reci"])
+def test_products_of_fewer_bits_stay_outside(domain, allowed):
+    """What a program allows its own matrix products does not reach the exponents, and is as it was afterwards."""
+    batch = batch_of(*golden_crystals())
+    given = operands(batch, domain=domain, radial=RADIAL if domain == "real" else None).to(torch.float32)
+    expected = attend(batch, given, "torch")
+    torch.set_float32_matmul_precision(allowed)
+    try:
+        found = attend(batch, given, "torch")
+        assert torch.get_float32_matmul_precision() == allowed
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])

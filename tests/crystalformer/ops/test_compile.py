@@ -132,6 +132,18 @@ def test_the_operators_are_proper(weighted: bool) -> None:
     torch.library.opcheck(torch_backend._reciprocal, (q, k, v, rho, waves, 2.2))
 
 
+def test_operands_that_lie_otherwise_in_memory_are_traced_as_they_come_out() -> None:
+    batch = crystals(4, [3, 6])
+    frozen_model(torch.float64, domain="multihead").prepare(batch)
+    q, k, v = (torch.randn(9, 8, 4, dtype=torch.float64).transpose(1, 2).requires_grad_() for _ in range(3))
+    rho = torch.rand(4, 9, dtype=torch.float64).add_(0.5).T.requires_grad_()
+    weight = torch.rand(4, 16, 8, dtype=torch.float64).transpose(1, 2).requires_grad_()
+    blocks = next(iter(next(iter(batch._shells.values())).cache.values()))
+    torch.library.opcheck(torch_backend._attention, (q, k, v, rho, weight, blocks, [16.0, 14.0, 0.875], 6.0))
+    waves = next(iter(batch.cache.values()))
+    torch.library.opcheck(torch_backend._reciprocal, (q, k, v, rho, waves, 2.2))
+
+
 @pytest.mark.parametrize("weighted", [True, False])
 def test_the_numba_operator_is_proper(weighted: bool) -> None:
     batch = crystals(4, [3, 6])

@@ -49,6 +49,7 @@ CASES = [
     Case(name="default-model", sizes=(2, 4), heads=8, features=16, bases=64),
     Case(name="many-heads", sizes=(2,), heads=20, features=2),
     Case(name="bfloat16", sizes=(3, 4), features=16, dtype=torch.bfloat16),
+    Case(name="float16", sizes=(3, 4), features=16, dtype=torch.float16),
 ]
 
 LARGE = Case(name="200-atoms", sizes=(200,), heads=1, scale=0.45, spacing=2.6)
@@ -140,5 +141,5 @@ def worst_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[s
 
 
 def tolerance(case: Case) -> float:
-    """Relative; 6 sigmas of truncation and float32 sums, or one rounding of bfloat16 results."""
-    return 8e-3 if case.dtype == torch.bfloat16 else 5e-6
+    """Relative; 6 sigmas of truncation and float32 sums, or one rounding of results in 16 bits."""
+    return {torch.bfloat16: 8e-3, torch.float16: 1e-3}.get(case.dtype, 5e-6)

@@ -75,6 +75,12 @@ def test_rows_that_fill_up_have_no_weight_and_no_partner(case: cases.Case) -> No
     assert not bool(torch.isneginf(listed.log_count[~filling]).any())
 
 
+def test_rows_derived_in_inference_mode_can_be_trained_with() -> None:
+    with torch.inference_mode():
+        listed = rows.rows_of(cases.make_batch(cases.CASES[1]).shells(5.0))
+    assert not any(getattr(listed, name).is_inference() for name in ("start", "neighbor", "partner", "distance"))
+
+
 def test_rows_are_derived_once_a_list() -> None:
     shells = cases.make_batch(cases.CASES[0]).shells(5.0)
     listed = rows.rows_of(shells)
