@@ -1,4 +1,9 @@
-"""Compile the kernels for a GPU that need not be there, exactly as launch.py would have them compiled on it."""
+"""Compile the kernels for a GPU that need not be there, as launch.py's launches would have them compiled on it.
+
+Triton compiles a kernel for what it sees of the arguments. Every address is a multiple of 16 bytes (launch.py sees to
+that). For AMD GPUs an array within 2 GiB is another case than one past it, since 32 bits address it: here all arrays
+are within, as is usual, or all past it; launches with some of either lie between.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
 from crystalformer.ops.triton import kernels
 from crystalformer.ops.triton.launch import POINTER_TYPES
@@ -44,15 +49,19 @@ class Resources:
     code: str
 
 
-def compile_kernels(tiles: Tiles, target: str, dtype: str = "fp32") -> list[Resources]:
-    """Compile the three kernels for ``target`` (a key of TARGETS); dtype: Triton's name of q's, k's and v's type."""
+def compile_kernels(tiles: Tiles, target: str, dtype: str = "fp32", *, past_2_gib: bool = False) -> list[Resources]:
+    """Compile the three kernels for ``target`` (a key of TARGETS); dtype: Triton's name of q's, k's and v's type.
+
+    past_2_gib: for arrays all larger than that, in place of all smaller; no difference to NVIDIA GPUs.
+    """
     gpu = TARGETS[target]
     jobs: list[tuple[Any, dict[str, Any], int]] = [
         (kernels.forward_kernel, dict(tiles.forward_constants(gpu.backend)), tiles.forward_warps),
         (kernels.query_backward_kernel, dict(tiles.query_constants(gpu.backend)), tiles.warps),
         (kernels.key_backward_kernel, dict(tiles.key_constants()), tiles.warps),
     ]
-    return [_compile(kernel, constants, warps, target, dtype) for kernel, constants, warps in jobs]
+    seen = "DS" if gpu.backend == "hip" and not past_2_gib else "D"
+    return [_compile(kernel, constants, warps, target, dtype, seen) for kernel, constants, warps in jobs]
 
 
 def _compile(
@@ -61,14 +70,17 @@ def _compile(
     warps: int,
     target: str,
     dtype: str,
+    seen: str,
 ) -> Resources:
+    """seen: Triton's letters for what it sees of the arrays, D (addresses divisible by 16) and S (within 2 GiB)."""
     pointers = [name for name in kernel.arg_names if name.endswith("_ptr")]
     signature = {name: "fp32" for name in kernel.arg_names}
     signature |= {name: f"*{POINTER_TYPES.get(name, dtype)}" for name in pointers}
     signature |= {name: "constexpr" for name in constants}
     signature |= {name: "i32" for name in kernel.arg_names if name == "num_atoms"}
-    aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in pointers}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    attributes = make_backend(TARGETS[target]).parse_attr(seen)
+    attrs = {(kernel.arg_names.index(name),): attributes for name in pointers}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
     built = triton.compile(source, target=TARGETS[target], options=options(warps))
     nvidia = "cubin" in built.asm
     return Resources(
