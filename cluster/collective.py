@@ -10,10 +10,22 @@ from torch import Tensor
 
 
 def all_reduce(value: Tensor, *, maximum: bool = False) -> Tensor:
-    """The sum (or maximum) of ``value`` over all workers, in place; every worker gets the same bits."""
+    """The sum (or maximum) of ``value`` over all workers, in place; every worker gets the same bits.
+
+    ``value`` may lie on the CPU while the workers talk by NCCL, which takes nothing but what lies on a GPU.
+    """
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(value, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM)
+        within_reach = value.to(_reached(value.device))
+        dist.all_reduce(within_reach, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM)
+        if within_reach is not value:
+            value.copy_(within_reach)
     return value
+
+
+def _reached(device: torch.device) -> torch.device:
+    """``device`` where the group's backends serve its type, else this process's own of a type that they do."""
+    types = [part.partition(":")[0] for part in dist.get_backend_config().split(",")]  # "cuda:nccl"
+    return device if device.type in types else torch.device(types[0])
 
 
 def differentiable_sum(value: Tensor) -> Tensor:

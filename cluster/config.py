@@ -21,6 +21,9 @@ LossFunction = Literal["L1", "MSE", "Smooth_L1"]
 Optimizer = Literal["adamw", "adam"]
 Schedule = Literal["inverse_sqrt_nowarmup", "const"]
 TargetScaling = Literal["scale_bias", "bias", "scale", "no"]
+CONFIG_FILE = "config.yaml"
+"""Of a run folder: every setting."""
+
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["auto", "torch", "numba", "triton", "reference"]

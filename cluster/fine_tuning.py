@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.config import TrainConfig, flat_fields, load_yaml, section_fields
+from cluster.config import CONFIG_FILE, TrainConfig, flat_fields, load_yaml, section_fields
 from cluster.errors import UserError
 from cluster.storage import RunStore, local_folder
 
@@ -106,7 +106,6 @@ def _resumed(settings: Mapping[str, Any], location: str) -> dict[str, Any] | Non
     name = settings.get("run_name")
     if name is None or not (settings.get("resume") or settings.get("auto_resume")):
         return None
-    from cluster.run_folder import CONFIG_FILE  # brings Ray along
 
     store = RunStore(settings.get("storage_path", flat_fields()["storage_path"].default), name)
     try:

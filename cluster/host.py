@@ -6,15 +6,23 @@ one Worker (loop.py) does the epochs of both.
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import ray
 import ray.train
+import yaml
 
+from cluster.config import CONFIG_FILE
+from cluster.errors import UserError
 from cluster.monitor import Message
 from cluster.storage import remove_folder, send_folder
+
+SEE_SECONDS = 10.0
+"""A network file system may show a new file as late as this."""
 
 
 class Host(Protocol):
@@ -79,6 +87,22 @@ class RayTrainHost:
         """Leave the message with the Monitor."""
         self._sent = self._monitor.send.remote(message)
 
+    def see_run_folder(self, config: Mapping[str, Any]) -> None:
+        """Make sure that this node sees the run's folder, with the settings that the driver wrote there a moment ago.
+
+        UserError where it does not: checkpoints would lie on a disk that nobody else reads.
+        """
+        files, path = self._storage.storage_filesystem, f"{self._storage.experiment_fs_path}/{CONFIG_FILE}"
+        deadline = time.monotonic() + SEE_SECONDS
+        while not _holds(files, path, config):
+            if time.monotonic() > deadline:
+                folder = self._storage.experiment_fs_path
+                raise UserError(
+                    f"node {socket.gethostname()} does not see the run's files in {folder}; "
+                    "give a --storage_path that all nodes share, or an object store (s3://...)"
+                )
+            time.sleep(0.5)
+
     def failed(self) -> bool:
         """Whether the run had a failure before that a restart cannot mend."""
         return bool(ray.get(self._monitor.failed.remote()))
@@ -98,3 +122,13 @@ class RayTrainHost:
         wanted = bool(ray.get(self._asked))
         self._asked = None
         return wanted
+
+
+def _holds(files: Any, path: str, config: Mapping[str, Any]) -> bool:  # noqa: ANN401 - pyarrow's file system
+    """Whether the file at ``path`` is of these settings; a run that goes on may say so in one place alone."""
+    try:
+        with files.open_input_stream(path) as stream:
+            found = yaml.safe_load(stream.read())
+    except (FileNotFoundError, yaml.YAMLError):  # not there, or not all of it yet
+        return False
+    return isinstance(found, dict) and all(found.get(name) == config.get(name) for name in ("run_name", "seed"))

@@ -91,6 +91,7 @@ def run_worker(job: Job) -> None:
     if host.failed():  # started once more after a failure that no restart can mend
         return
     try:
+        host.see_run_folder(job.config)
         Worker(config, job, place, host).run()
     except RunFailed as failure:  # on every worker alike
         if place.rank == 0:
@@ -113,6 +114,7 @@ def prepare_process(config: TrainConfig, threads: int, device: torch.device) -> 
     """Threads, seed and determinism of this process, before a Worker is made in it."""
     torch.set_num_threads(threads)
     torch.manual_seed(config.run.seed)
+    os.environ["DS_ACCELERATOR"] = device.type  # or DeepSpeed takes a GPU wherever the machine has one
     # On a CPU everything used here is deterministic as it is, and torch's switch makes index_add ten times slower.
     if config.run.deterministic and device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -160,16 +162,20 @@ class Worker:
             self._send("note", text=f"resuming after step {state.position.step}, in epoch {state.position.epoch}")
 
     def _restored_state(self) -> TrainState | None:
-        """The newest reported checkpoint that is whole; damaged ones are passed over with a note."""
+        """The newest reported checkpoint that all workers can read; damaged ones are passed over with a note."""
         candidates = self._host.checkpoints()
         if not candidates:
             return None
         for checkpoint in candidates:
+            state, problem = None, "another worker cannot read it"
             try:
                 with checkpoint.as_directory() as folder:
-                    return read_checkpoint(Path(folder))
+                    state = read_checkpoint(Path(folder))
             except CheckpointError as error:
-                self._send("note", text=f"warning: checkpoint passed over: {error}")
+                problem = str(error)
+            if float(all_reduce(torch.tensor(float(state is None)))) == 0:
+                return state
+            self._send("note", text=f"warning: checkpoint passed over: {problem}")
         raise CheckpointError(f"none of the run's {len(candidates)} checkpoints is whole; start a new run")
 
     def _warm_up(self, model: Crystalformer) -> None:
@@ -253,12 +259,13 @@ class Worker:
                 if order is Order.STOP:
                     self._saver.register()
                     return False
+        whole_loss = position.loss + float(all_reduce(loss))  # waits for what is still under way on a GPU
         trained = time.monotonic() - start
         row: dict[str, Any] = {
             "epoch": epoch,
             "step": step,
             "lr": self._rate(step - 1, len(batches)),
-            "train_loss": (position.loss + float(all_reduce(loss))) / len(batches),
+            "train_loss": whole_loss / len(batches),
             "grad_norm": self._engine.gradient_norm,
             "structures_per_s": (len(batches) - position.batch) * config.data.batch_size / trained,
             "data_wait_s": waited,
@@ -331,7 +338,7 @@ class Worker:
             "world_size": self._place.world_size,
             "device": device_name(self._place.device),
             "num_parameters": self._num_parameters,
-            "peak_memory_mb": float(all_reduce(torch.tensor([peak_memory_mb(self._place.device)]), maximum=True)),
+            "peak_memory_mb": float(all_reduce(torch.tensor(peak_memory_mb(self._place.device)), maximum=True)),
         }
         self._save(Outcome(facts=facts, models=models, predictions=arrays))
         self._saver.register()

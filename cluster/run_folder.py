@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +14,13 @@ from typing import Any
 import numpy as np
 from ray.train import Checkpoint
 
+from cluster import lock
 from cluster.checkpoint import AVERAGE, BEST, Outcome, TrainState, read_checkpoint, read_outcome
-from cluster.config import TrainConfig, load_yaml
+from cluster.config import CONFIG_FILE, TrainConfig, load_yaml
 from cluster.errors import UserError
 from cluster.feed import TargetScaling
+from cluster.files import write_text
+from cluster.log import say
 from cluster.loop import averaged_epochs
 from cluster.report import (
     METRICS_FILE,
@@ -25,13 +32,21 @@ from cluster.report import (
     write_results,
 )
 from cluster.seen import seen_in
-from cluster.storage import RunStore
+from cluster.storage import RunStore, is_remote
 from cluster.tracking import RUN_FILE
 from crystalformer.artifact import ModelCard, TargetScale, save_model
 from data_pipeline.prepared import PreparedDataset
 from data_pipeline.table import StructureTable
 
-CONFIG_FILE = "config.yaml"
+DATA_FILE = "data.json"
+"""What the run was trained on: name and fingerprint of the prepared data."""
+
+LOST_SECONDS = 120.0
+"""A file server lets go of the locks of a machine that has died within this."""
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without locks answer."""
+
 MODEL_FOLDERS = {BEST: "model", AVERAGE: "model-swa"}
 
 MAY_CHANGE = frozenset(
@@ -67,6 +82,49 @@ def settle_resume(config: TrainConfig, store: RunStore) -> TrainConfig:
     return replace(config, run=replace(config.run, resume=store.holds(CONFIG_FILE), auto_resume=False))
 
 
+def with_free_name(config: TrainConfig) -> TrainConfig:
+    """The config with a folder of its own, made here: runs begun in the same second get -2, -3, ... to their names.
+
+    Only for a name that nobody chose. On an object store nothing is made, and the name stays.
+    """
+    name, storage = str(config.run.run_name), config.run.storage_path
+    if is_remote(storage):
+        return config
+    for number in itertools.count(1):
+        free = name if number == 1 else f"{name}-{number}"
+        try:
+            (Path(storage) / free).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:  # open_run says what is wrong with the place
+            return config
+        return replace(config, run=replace(config.run, run_name=free))
+    raise AssertionError("itertools.count has no end")
+
+
+@contextmanager
+def claimed(config: TrainConfig, store: RunStore) -> Iterator[None]:
+    """Within, no other process writes this run; one that dies lets go. UserError where another one does.
+
+    A run that goes on by itself (auto_resume) waits for the file server to notice that its last process is gone. An
+    object store has no locks.
+    """
+    if store.filesystem is not None or (config.run.resume and not store.folder.is_dir()):
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            patience = LOST_SECONDS if config.run.auto_resume else 0.0
+            stack.enter_context(lock.locked(store.folder / ".lock", patience=patience))
+        except lock.InUseError as error:
+            name, parent = config.run.run_name, config.run.storage_path
+            raise UserError(f"run_name {name!r} in {parent} is being written by another process") from error
+        except OSError as error:  # of a place that cannot be written open_run tells
+            if error.errno in NO_LOCKS:
+                say(f"warning: {store.folder} has no file locks: see that no other process writes this run")
+        yield
+
+
 def open_run(config: TrainConfig, store: RunStore) -> None:
     """Make or find the run's folder. UserError: its name is taken, nothing to resume, no place or space to write."""
     there = store.holds(CONFIG_FILE)
@@ -76,9 +134,26 @@ def open_run(config: TrainConfig, store: RunStore) -> None:
     if config.run.resume:
         if not there:
             raise UserError(f"run_name {name!r} cannot be resumed: {store.location} holds no {CONFIG_FILE}")
-        store.pull(CONFIG_FILE, METRICS_FILE, RUN_FILE)
+        store.pull(CONFIG_FILE, DATA_FILE, METRICS_FILE, RUN_FILE)
         _check_same(config, load_yaml(store.folder / CONFIG_FILE))
     store.check_writable()
+
+
+def check_data(config: TrainConfig, store: RunStore, dataset: PreparedDataset) -> None:
+    """Note what the run is trained on; UserError where a run to be resumed was begun with other rows.
+
+    Other rows would be dealt otherwise: what is tested now may have been trained on before.
+    """
+    known = {"dataset": dataset.name, "fingerprint": dataset.fingerprint}
+    file = store.folder / DATA_FILE
+    if config.run.resume and file.is_file():
+        was = json.loads(file.read_text(encoding="utf-8"))
+        if was != known:
+            raise UserError(
+                f"data set {dataset.name} was prepared anew since run {config.run.run_name!r} began "
+                f"({str(was.get('fingerprint'))[:12]} is now {dataset.fingerprint[:12]}): start a new run"
+            )
+    write_text(file, json.dumps(known, indent=1) + "\n")
 
 
 def _check_same(config: TrainConfig, saved: TrainConfig) -> None:

@@ -7,10 +7,13 @@ and the finished buffers are written from their maps, so that no process ever ho
 
 from __future__ import annotations
 
+import glob
 import mmap
-import os
 import shutil
+import tempfile
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -20,20 +23,37 @@ import pyarrow.compute as pc
 
 from cluster.errors import UserError
 
+LEFT_SECONDS = 86_400.0
+"""A work folder untouched for so long belongs to nobody: every piece is written to it as it is found."""
+
 
 def write_table(path: Path, schema: pa.Schema, pieces: Iterable[pa.Table], metadata: Mapping[str, str]) -> None:
     """Write ``pieces``, one after another, to an Arrow file of one record batch; the file appears when it is whole.
 
     Missing values become NaN, empty lists or zeros. UserError where the disk is full or the folder is read-only.
     """
-    work = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        work.mkdir(parents=True)
-        _write(path, work, schema, pieces, metadata)
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        # Not the process's number: pods that share a volume have the same ones.
+        with tempfile.TemporaryDirectory(prefix=_prefix(path), dir=path.parent, ignore_cleanup_errors=True) as work:
+            _write(path, Path(work), schema, pieces, metadata)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}."
+
+
+def _sweep(path: Path) -> None:
+    """Delete what writers of ``path`` that were killed have left, once nothing was written there for a day."""
+    for left in path.parent.glob(glob.escape(_prefix(path)) + "*"):
+        with suppress(FileNotFoundError):  # another writer sweeps, or is done
+            last = max(file.stat().st_mtime for file in (left, *left.iterdir()))
+            if time.time() - last > LEFT_SECONDS:
+                shutil.rmtree(left)
 
 
 def _write(

@@ -6,7 +6,8 @@ import json
 import time
 from pathlib import Path
 
-from cluster.config import TrainConfig, save_yaml
+from cluster.checkpoint import CheckpointError
+from cluster.config import CONFIG_FILE, TrainConfig, save_yaml
 from cluster.deepspeed_config import overlay_of
 from cluster.errors import RunFailed, UserError
 from cluster.feed import TargetScaling
@@ -15,7 +16,7 @@ from cluster.launch import launch
 from cluster.log import say
 from cluster.progress import counting
 from cluster.report import RunResult
-from cluster.run_folder import CONFIG_FILE, open_run, read_final, run_result, settle_resume, write_run
+from cluster.run_folder import check_data, claimed, open_run, read_final, run_result, settle_resume, write_run
 from cluster.session import ray_session
 from cluster.storage import RunStore
 from cluster.tables import SPLITS, open_split
@@ -38,9 +39,12 @@ def train(config: TrainConfig) -> RunResult:
     start = time.monotonic()
     store = RunStore(config.run.storage_path, str(config.run.run_name))
     try:
-        config = settle_resume(config, store)
-        open_run(config, store)
-        return _train(config, store, start)
+        with claimed(config, store):
+            config = settle_resume(config, store)
+            open_run(config, store)
+            return _train(config, store, start)
+    except CheckpointError as error:
+        raise RunFailed(f"{error}; see --resume") from error
     except OSError as error:
         raise RunFailed(f"{error.filename or store.location}: {error.strerror or error}; see --resume") from error
     finally:
@@ -49,6 +53,7 @@ def train(config: TrainConfig) -> RunResult:
 
 def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
     dataset = _prepared(config)
+    check_data(config, store, dataset)
     radius = config.model.neighbor_radius
     with counting() as progress:
         tables = {split: open_split(dataset, split, config.data.target, radius, progress) for split in SPLITS}

@@ -6,20 +6,18 @@ search was begun with; a database's address is kept without user and password.
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cluster.config import TrainConfig, load_flat, save_yaml
+from cluster import lock
+from cluster.config import CONFIG_FILE, TrainConfig, load_flat, save_yaml
 from cluster.errors import UserError
 from cluster.files import dump_yaml, read_yaml, write_text
 from cluster.report import METRICS_FILE
-from cluster.run_folder import CONFIG_FILE
 from cluster.run_folder import MAY_CHANGE as RUN_MAY_CHANGE
 from tune.config import MAY_CHANGE, SearchConfig
 from tune.space import Space, check_values, load_space, read_space
@@ -175,15 +173,11 @@ def begin(search: Search) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Within, no other process goes on with this search; a process that dies lets go. UserError where one does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            stack.enter_context(lock.locked(folder / ".lock"))
+        except lock.InUseError as error:
             raise UserError(f"{folder} is in use: another process goes on with this search") from error
         except OSError as error:
             raise UserError(f"{folder} cannot be locked: {error.strerror}") from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
         yield

@@ -98,7 +98,7 @@ def search(plan: Search) -> SearchResult:
             begin(plan)
         dataset = prepared(plan.config)
         units = {t.name: t.unit for t in dataset.targets if t.name in plan.config.data.target}
-        study = _study(plan, units[plan.objective])
+        study = _study(plan, dataset, units[plan.objective])
         try:
             signal_number = _run(plan, dataset, study, units)
             trials = records(study, plan.space)
@@ -129,12 +129,12 @@ def _drop_checkpoints(plan: Search, ended: Sequence[TrialRecord]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _study(plan: Search, unit: str) -> Study:
+def _study(plan: Search, dataset: PreparedDataset, unit: str) -> Study:
     """The study, with the settings as given to be tried first."""
     flat = plan.config.to_flat()
     fixed = [name for name in (*SEARCHABLE, "seed") if name not in plan.space.rules()]
     purpose = Purpose(
-        dataset=str(plan.config.data.dataset),
+        dataset=f"{dataset.name} {dataset.fingerprint[:12]}",
         targets=plan.config.data.target,
         objective=plan.objective,
         unit=unit,

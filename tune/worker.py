@@ -27,14 +27,13 @@ import torch
 import torch.distributed as dist
 from ray import tune as ray_tune
 
-from cluster.config import TrainConfig, save_yaml
+from cluster.config import CONFIG_FILE, TrainConfig, save_yaml
 from cluster.deepspeed_config import overlay_of
 from cluster.errors import RunFailed, UserError
 from cluster.loop import Job, Worker, prepare_process
 from cluster.machine import Place
 from cluster.monitor import Message
 from cluster.report import METRICS_FILE, json_ready, read_metrics
-from cluster.run_folder import CONFIG_FILE
 from cluster.saving import PREFIX
 from cluster.storage import RunStore
 from tune.folder import TRIALS_FOLDER
@@ -138,8 +137,6 @@ def _join_alone(device: torch.device) -> None:
     if dist.is_initialized():
         return
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     meeting = Path(tempfile.mkdtemp(prefix="crystalformer-trial-")) / "meet"
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo", init_method=f"file://{meeting}", rank=0, world_size=1

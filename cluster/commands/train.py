@@ -30,10 +30,12 @@ def run(args: argparse.Namespace) -> None:
 
     config = read_config(args)
     overlay_of(config)  # read again at the start of the workers; its faults are told before anything is made
+    named = config.run.run_name is not None
     config = find_data(config)
+    from cluster.run_folder import with_free_name
     from cluster.trainer import train  # Ray and DeepSpeed take seconds to import
 
-    say("\n".join(summary(train(config))))
+    say("\n".join(summary(train(config if named else with_free_name(config)))))
 
 
 def find_data(config: TrainConfig) -> TrainConfig:

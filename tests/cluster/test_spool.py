@@ -1,6 +1,7 @@
 """Tables on disk: the same table however it came in pieces, one chunk, readable where it is whole."""
 
 import os
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -106,3 +107,30 @@ def test_a_place_that_cannot_be_written_is_the_users_to_mend(table, tmp_path):
     with pytest.raises(UserError, match="t.arrow: cannot be read on this node: No such file"):
         MappedTable(tmp_path / "t.arrow")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(table, tmp_path):
+    """Processes in containers have equal numbers."""
+    path = tmp_path / "t.arrow"
+
+    def pieces():
+        yield table.slice(0, 5)
+        write_table(path, table.schema, [table], {"by": "second"})
+        yield table.slice(5)
+
+    write_table(path, table.schema, pieces(), {"by": "first"})
+    assert MappedTable(path).table.schema.metadata[b"by"] == b"first"
+    assert MappedTable(path).table.num_rows == len(table)
+    assert os.listdir(tmp_path) == ["t.arrow"]
+
+
+def test_what_killed_writers_left_is_swept_after_a_day(table, tmp_path):
+    old, young, other = (tmp_path / name for name in (".t.arrow.4711", ".t.arrow.abc", ".u.arrow.4711"))
+    for folder in (old, young, other):
+        folder.mkdir()
+        (folder / "0").write_bytes(b"part")
+    long_ago = time.time() - 90_000
+    for path in (old / "0", old, other / "0", other):
+        os.utime(path, (long_ago, long_ago))
+    write_table(tmp_path / "t.arrow", table.schema, [table], {})
+    assert sorted(os.listdir(tmp_path)) == [".t.arrow.abc", ".u.arrow.4711", "t.arrow"]
