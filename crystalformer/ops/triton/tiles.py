@@ -20,7 +20,7 @@ MAX_CHUNK = 64
 MAX_FEATURES = 256
 MAX_BASES = 512
 """Limits of D and K: up to here the largest, oddest and usual sizes compile without spills for A100, H100 and B200
-(test_aot.py); with bfloat16 operands, and for MI300, the default model's do."""
+(test_aot.py); with operands of 16 bits, and for MI300, the default model's do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -55,8 +55,9 @@ def test_no_spills_and_no_local_memory(
 
 
 @pytest.mark.parametrize("target", NVIDIA)
-def test_bfloat16_operands(target: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = aot.compile_kernels(Tiles.fitting(*DEFAULT), target, "bf16")
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_operands_of_16_bits(dtype: str, target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = aot.compile_kernels(Tiles.fitting(*DEFAULT), target, dtype)
     show(capsys, DEFAULT, found)
     assert all(used.stack == 0 and used.local == 0 for used in found)
 

@@ -1,4 +1,6 @@
-"""Runs interpreted.py with Triton's interpreter switched on, in processes that disturb no other test."""
+"""Runs interpreted.py, and what of test_gpu*.py needs no GPU, with Triton's interpreter switched on, in processes
+that disturb no other test.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +13,23 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 
-PARTS = ("golden or torch", "not (golden or torch)")
+PARTS = (("interpreted.py", "test_gpu.py"), ("test_gpu_models.py", "test_gpu_graphs.py"))
 """Two runs beside each other, about as long."""
 
 
 def test_kernels_through_tritons_interpreter(capsys: pytest.CaptureFixture[str]) -> None:
-    file = Path(__file__).with_name("interpreted.py")
+    folder = Path(__file__).parent
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     runs = [
         subprocess.Popen(
-            [sys.executable, "-m", "pytest", str(file), "-k", part, "-p", "no:cacheprovider", "--durations=2"],
+            [sys.executable, "-m", "pytest", *map(str, files), "-p", "no:cacheprovider", "--durations=2"],
             env=environment,
-            cwd=Path(__file__).parents[4],
+            cwd=folder.parents[3],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for part in PARTS
+        for files in ([folder / name for name in part] for part in PARTS)
     ]
     reports = [run.communicate(timeout=500)[0] for run in runs]
     with capsys.disabled():
@@ -35,3 +37,9 @@ def test_kernels_through_tritons_interpreter(capsys: pytest.CaptureFixture[str])
             sys.stdout.write("\n" + "\n".join(report.splitlines()[-4:]))
     for run, report in zip(runs, reports, strict=True):
         assert run.returncode == 0, report[-8000:]
+        assert "skipped" not in report.splitlines()[-1], report[-8000:]
+
+
+def test_every_file_for_a_gpu_has_a_part() -> None:
+    files = {path.name for path in Path(__file__).parent.glob("test_gpu*.py")}
+    assert files <= {name for part in PARTS for name in part}
