@@ -21,21 +21,24 @@ class Assignment:
     """codes (rows,) int8: the split of every raw row, -1 for none. problems: what is wrong with a row, by its number.
 
     outside counts rows that do not belong to the set at all: published sets hold only rows that have every target.
-    usable: rows the recipe dealt. ends: ids of the first and last row of train, val and test, in the recipe's order.
+    usable: rows dealt. own_splits: the source named the splits, the recipe was not asked. ends: ids of the first and
+    last row of train, val and test, in the recipe's order.
     """
 
     codes: NDArray[np.int8]
     problems: dict[int, str]
     outside: dict[str, int]
     usable: int
+    own_splits: bool
     ends: tuple[tuple[str, str], ...]
 
 
 def assign_splits(index: pa.Table, targets: Sequence[str], recipe: SplitRecipe, *, every_target: bool) -> Assignment:
     """Deal the rows that have their targets to splits.
 
-    A row found later to have a bad structure leaves its split without moving any other row. Raises DataError where no
-    row is usable or the recipe asks for more.
+    They go where the source says, or else where the recipe does. A row found later to have a bad structure leaves its
+    split without moving any other row. Raises DataError where no row is usable, the recipe asks for more, or the
+    source says it of a part of the rows only.
     """
     n = len(index)
     problems = {i: p for i, p in enumerate(index.column("problem").to_pylist()) if p is not None}
@@ -56,11 +59,19 @@ def assign_splits(index: pa.Table, targets: Sequence[str], recipe: SplitRecipe, 
     codes = np.full(n, UNUSED, dtype=np.int8)
     names = index.column("material_id").take(pa.array(rows)).to_pylist()
     ends = []
-    for code, members in enumerate(_members(index, rows, recipe)):
+    prescribed = _prescribed(index, rows)
+    for code, members in enumerate(_members(prescribed, recipe, len(rows))):
         codes[rows[members]] = code
         ends.append((names[members[0]], names[members[-1]]) if len(members) else ("", ""))
     problems |= _duplicates(names, rows)
-    return Assignment(codes=codes, problems=problems, outside=dict(outside), usable=len(rows), ends=tuple(ends))
+    return Assignment(
+        codes=codes,
+        problems=problems,
+        outside=dict(outside),
+        usable=len(rows),
+        own_splits=prescribed is not None,
+        ends=tuple(ends),
+    )
 
 
 def first_reasons(reasons: Iterable[str]) -> str:
@@ -75,16 +86,36 @@ def count_rules(reasons: Iterable[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _members(index: pa.Table, rows: NDArray[np.int64], recipe: SplitRecipe) -> list[NDArray[np.int64]]:
-    """For train, val and test, positions in ``rows``, in the order of the recipe or of the source."""
-    prescribed = index.column("split").take(pa.array(rows)).to_pylist()
-    if all(name is None for name in prescribed):
-        split = make_split(len(rows), recipe)
-        return [np.array(part, dtype=np.int64) for part in (split.train, split.val, split.test)]
-    wrong = next((name for name in prescribed if name not in SPLITS), None)
-    if None in prescribed or wrong is not None:
+def _prescribed(index: pa.Table, rows: NDArray[np.int64]) -> list[str] | None:
+    """The splits that the source names for ``rows``; None where it names none. Raises DataError for gaps."""
+    named: list[str | None] = index.column("split").take(pa.array(rows)).to_pylist()
+    without = [row for row, split in zip(rows.tolist(), named, strict=True) if split is None]
+    if len(without) == len(named):
+        return None
+    if without:
+        first = index.select(["source_file", "source_row", "material_id"]).slice(without[0], 1).to_pylist()[0]
+        raise DataError(
+            f"{len(without)} of {len(named)} usable rows have no split, though the others do; the first is "
+            f"{first['source_file']} row {first['source_row']} {first['material_id']}: "
+            f"name the split of all rows ({', '.join(SPLITS)}) or of none"
+        )
+    splits = [split for split in named if split is not None]
+    wrong = next((split for split in splits if split not in SPLITS), None)
+    if wrong is not None:
         raise DataError(f"a split is named {wrong!r}; allowed are {', '.join(SPLITS)}")
-    return [np.flatnonzero([name == split for name in prescribed]) for split in SPLITS]
+    return splits
+
+
+def _members(prescribed: list[str] | None, recipe: SplitRecipe, count: int) -> list[NDArray[np.int64]]:
+    """For train, val and test, numbers of the ``count`` usable rows, in the order of the source or of the recipe."""
+    if prescribed is None:
+        split = make_split(count, recipe)
+        return [np.array(part, dtype=np.int64) for part in (split.train, split.val, split.test)]
+    members = [np.flatnonzero([name == split for name in prescribed]) for split in SPLITS]
+    if not all(len(part) for part in members):
+        sizes = ", ".join(f"{len(part)} {split}" for part, split in zip(members, SPLITS, strict=True))
+        raise DataError(f"the source names the splits of its rows, {sizes}; each split needs at least 1 row")
+    return members
 
 
 def _duplicates(names: Sequence[str], rows: NDArray[np.int64]) -> dict[int, str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from data_pipeline.crystal import Crystal
 from data_pipeline.errors import DataError
+from data_pipeline.headings import names_and_units
 from data_pipeline.info import TargetInfo
+from data_pipeline.named_splits import COLUMN, is_split_column, named_split
 from data_pipeline.parse import from_jarvis, from_pymatgen, from_pymatgen_dict
 from data_pipeline.raw import Record
 from data_pipeline.validate import parse_target
@@ -18,8 +19,7 @@ from data_pipeline.validate import parse_target
 ID_FIELDS = ("material_id", "id", "jid", "mp_id", "mpid", "file_id", "task_id", "name")
 TEXT_FIELDS = {"cif": "cif", "poscar": "poscar"}
 STRUCTURE_FIELDS = ("structure", "final_structure", "atoms", *TEXT_FIELDS)
-_NO_TARGETS = frozenset({"", "index", "idx", "unnamed: 0", "split", *ID_FIELDS, *STRUCTURE_FIELDS})
-_UNIT = re.compile(r"(?P<name>[^\[(]+?)\s*[\[(](?P<unit>.+)[\])]\s*\Z")
+_NO_TARGETS = frozenset({"", "index", "idx", "unnamed: 0", COLUMN, *ID_FIELDS, *STRUCTURE_FIELDS})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,25 +32,50 @@ class Place:
 
 
 def to_record(fields: Mapping[str, Any], targets: Sequence[TargetInfo], place: Place) -> Record:
-    """A raw record; whatever is wrong with the fields becomes its problem."""
+    """A raw record; whatever is wrong with the fields becomes its problem.
+
+    Without targets the record is one to predict, which belongs to no split whatever its field ``split`` says.
+    """
     key = next((name for name in ID_FIELDS if fields.get(name) not in (None, "")), None)
     material_id = f"{place.file}-{place.row}" if key is None else str(fields[key])
     record = Record(file=place.file, row=place.row, split=place.split, material_id=material_id)
     try:
+        split = _split(fields, place) if targets else place.split
         values = [_target(fields, target) for target in targets]
         kind, text = _text(fields)
         crystal = None if kind is not None else _structure(fields)
     except ValueError as error:
         return replace(record, problem=" ".join(str(error).split()))
-    return replace(record, crystal=crystal, kind=kind, text=text, targets=values)
+    return replace(record, crystal=crystal, kind=kind, text=text, targets=values, split=split)
 
 
-def target_from_heading(heading: str, where: str) -> TargetInfo:
-    """The target of a column; a unit may stand behind its name: "bandgap (eV)", "shear [log10(GPa)]"."""
-    found = _UNIT.match(heading)
-    name = re.sub(r"\s+", "_", (found["name"] if found else heading).strip())
-    unit = found["unit"].strip() if found else ""
-    return TargetInfo(name=name, unit=unit, description=f"column {heading!r} of {where}", column=heading)
+def targets_from_headings(headings: Sequence[str], where: str) -> tuple[TargetInfo, ...]:
+    """The targets of columns, in order; headings.py says what of a heading is the name and what the unit."""
+    return tuple(
+        TargetInfo(name=name, unit=unit, description=f"column {heading!r} of {where}", column=heading)
+        for heading, (name, unit) in zip(headings, names_and_units(headings), strict=True)
+    )
+
+
+def find_targets(
+    known: Sequence[TargetInfo], wanted: Sequence[str], where: str, there: Iterable[str]
+) -> tuple[TargetInfo, ...]:
+    """The ``wanted`` ones of the ``known`` targets, by name or heading.
+
+    A heading with commas may come in pieces, as a list joined by commas was split: they are put together again.
+    Raises DataError where one is not known, telling what is ``there``.
+    """
+    by_name = {target.name: target for target in known} | {_folded(target.column): target for target in known}
+    chosen, start = [], 0
+    while start < len(wanted):
+        ends = range(len(wanted), start, -1)
+        whole = ((end, by_name.get(_folded(",".join(wanted[start:end])))) for end in ends)
+        end, target = next(((end, target) for end, target in whole if target is not None), (start, None))
+        if target is None:
+            raise DataError(f"{where}: no column {wanted[start]!r}; it has {', '.join(there) or 'no fields'}")
+        chosen.append(target)
+        start = end
+    return tuple(chosen)
 
 
 def choose_targets(sample: Iterable[Mapping[str, Any]], wanted: Sequence[str], where: str) -> tuple[TargetInfo, ...]:
@@ -64,17 +89,23 @@ def choose_targets(sample: Iterable[Mapping[str, Any]], wanted: Sequence[str], w
         for heading, value in fields.items():
             if verdict.setdefault(heading, None) is None:
                 verdict[heading] = _is_number(value)
-    known = [target_from_heading(h, where) for h in verdict if h.strip().lower() not in _NO_TARGETS]
-    if not wanted:
-        chosen = tuple(target for target in known if verdict[target.column])
-        if not chosen:
-            raise DataError(f"{where}: no column of numbers to predict; it has {', '.join(verdict) or 'no fields'}")
-        return chosen
-    by_name = {name: target for target in known for name in (target.column, target.name)}
-    for name in wanted:
-        if name not in by_name:
-            raise DataError(f"{where}: no column {name!r}; it has {', '.join(verdict) or 'no fields'}")
-    return tuple(by_name[name] for name in wanted)
+    known = targets_from_headings([h for h in verdict if h.strip().lower() not in _NO_TARGETS], where)
+    if wanted:
+        return find_targets(known, wanted, where, verdict)
+    chosen = tuple(target for target in known if verdict[target.column])
+    if not chosen:
+        raise DataError(f"{where}: no column of numbers to predict; it has {', '.join(verdict) or 'no fields'}")
+    return chosen
+
+
+def _folded(heading: str) -> str:
+    """A heading without the spaces that a list joined by commas loses."""
+    return ",".join(piece.strip() for piece in heading.split(","))
+
+
+def _split(fields: Mapping[str, Any], place: Place) -> str | None:
+    value = next((value for name, value in fields.items() if is_split_column(name)), None)
+    return named_split(value, place.split)
 
 
 def _is_number(value: object) -> bool | None:

@@ -25,7 +25,7 @@ from data_pipeline.datasets import check_name, find_dataset
 from data_pipeline.elements import symbol_of
 from data_pipeline.errors import DataError
 from data_pipeline.execute import Progress, in_process, with_ray
-from data_pipeline.info import DatasetInfo
+from data_pipeline.info import DatasetInfo, SplitRecipe
 from data_pipeline.prepared import FILE_NAME, PreparedDataset, RejectedRow, is_prepared, load_prepared
 from data_pipeline.raw import EXTRA_FIELDS
 from data_pipeline.reduce import SYMPREC
@@ -227,7 +227,6 @@ class _Job:
         values = writer.train_values
         atoms = np.concatenate(writer.atoms)
         sizes = {name: writer.splits[name].rows for name in SPLITS}
-        recipe = self.info.recipe
         return {
             "name": self.info.name,
             "fingerprint": self.fingerprint,
@@ -251,11 +250,7 @@ class _Job:
             "source": self.info.source,
             "citation": self.info.citation,
             "licence": self.info.licence,
-            "split": {
-                "rule": "indices of the usable rows shuffled by Python's random; train the first, test the last, "
-                "val those before test; a row rejected for its structure leaves its split",
-                **asdict(recipe),
-            },
+            "split": _split_rule(plan, self.info.recipe),
             "rows": {
                 "read": read,
                 "usable": plan.usable,
@@ -276,6 +271,20 @@ class _Job:
             self.target.rename(old)
         out.rename(self.target)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _split_rule(plan: Assignment, recipe: SplitRecipe) -> dict[str, Any]:
+    """How the rows came into their splits."""
+    leaves = "a row rejected for its structure leaves its split"
+    if plan.own_splits:
+        return {
+            "rule": f"as the source names them, by a column or by files; no ratios and no seed were used; {leaves}"
+        }
+    rule = (
+        "indices of the usable rows shuffled by Python's random; train the first, test the last, "
+        f"val those before test; {leaves}"
+    )
+    return {"rule": rule, **asdict(recipe)}
 
 
 def _statistics(values: np.ndarray[Any, np.dtype[np.float64]], name: str) -> dict[str, float | int]:

@@ -12,8 +12,11 @@ from data_pipeline.reduce import ReductionError, primitive_cell
 from data_pipeline.schema import STRUCTURE_COLUMNS
 from data_pipeline.validate import structure_problem
 
-WORK_VERSION = 1
-"""Part of every fingerprint: raised whenever the same raw table would give another result."""
+WORK_VERSION = 2
+"""Part of every fingerprint: raised whenever the same source would give another result.
+
+2: splits that the source names are used; names of targets; rows of one name are told apart.
+"""
 
 
 def process_batch(raw: pa.Table) -> pa.Table:

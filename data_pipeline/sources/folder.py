@@ -2,7 +2,7 @@
 
 A line of id_prop.csv is the name of a structure file (its ending may be left out) and the values of its targets. It
 needs no heading; with one, as in ``id,bandgap (eV),n``, targets get their names and units from it. Otherwise they are
-``target``, or ``target_0``, ``target_1`` and so on.
+``target``, or ``target_0``, ``target_1`` and so on. A column headed ``split`` names the split of each line.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_pipeline.errors import DataError
-from data_pipeline.fields import target_from_heading
+from data_pipeline.fields import find_targets, targets_from_headings
 from data_pipeline.info import TargetInfo
+from data_pipeline.named_splits import is_split_column, named_split
 from data_pipeline.raw import TEXTS_PER_TABLE, Record, raw_tables
 from data_pipeline.sources.base import TEXT_SECONDS
 from data_pipeline.validate import parse_target
@@ -45,14 +46,17 @@ class FolderSource:
             raise DataError(f"{index}: no line of it holds the name of a file and a target")
         columns, self._first = _heading(lines[0])
         self._rows = lines[self._first :]
-        targets = [target_from_heading(name, INDEX) for name in columns]
-        names = [target.name for target in targets]
-        unknown = [name for name in wanted if name not in names]
-        if unknown:
-            raise DataError(f"{index}: no target {unknown[0]!r}; it has {', '.join(names)}")
-        self._columns = [names.index(name) for name in wanted or names]
         self._width = len(columns) + 1
-        self.targets: tuple[TargetInfo, ...] = tuple(targets[i] for i in self._columns)
+        self._split = next((i for i, name in enumerate(columns, start=1) if is_split_column(name)), None)
+        headed = [(name, i) for i, name in enumerate(columns, start=1) if name and i != self._split]
+        places = dict(headed)
+        if not headed or len(places) < len(headed):
+            wrong = "two columns have one heading" if headed else "no column is a target"
+            raise DataError(f"{index}: {wrong}; the first line is {', '.join(lines[0])}")
+        self.targets: tuple[TargetInfo, ...] = targets_from_headings(tuple(places), INDEX)
+        if wanted:
+            self.targets = find_targets(self.targets, wanted, str(index), places)
+        self._columns = [places[target.column] for target in self.targets]
 
     def fingerprint(self) -> str:
         """Digest of id_prop.csv and of every file it lists."""
@@ -71,6 +75,7 @@ class FolderSource:
         try:
             if len(row) != self._width:
                 raise ValueError(f"unreadable record: {len(row)} fields, but the first line has {self._width}")
+            split = None if self._split is None else named_split(row[self._split])
             values = [self._value(row, column) for column in self._columns]
             path = self._find(row[0])
             if path is None:
@@ -81,11 +86,11 @@ class FolderSource:
             return Record(file=INDEX, row=number + self._first, material_id=row[0], problem=problem)
         except ValueError as error:
             return Record(file=INDEX, row=number + self._first, material_id=row[0], problem=str(error))
-        return Record(file=path.name, row=0, material_id=row[0], kind=kind, text=text, targets=values)
+        return Record(file=path.name, row=0, material_id=row[0], kind=kind, text=text, targets=values, split=split)
 
     def _value(self, row: list[str], column: int) -> float | None:
         try:
-            return parse_target(row[column + 1])
+            return parse_target(row[column])
         except ValueError as error:
             raise ValueError(f"bad target: {error}") from error
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.errors import DataError
 from data_pipeline.info import TargetInfo
+from data_pipeline.named_splits import is_split_column, named_split
 from data_pipeline.raw import ROWS_PER_TABLE, Record, from_structures, raw_tables
 from data_pipeline.schema import VERSION_KEY, check_columns, check_schema, target_fields
 from data_pipeline.sources.base import ARRAY_SECONDS, file_digest
@@ -82,4 +83,22 @@ class StructureTableSource:
             table = pa.Table.from_batches([batch])
             raw = from_structures(table, path.name, self.targets, first_row=row)
             row += len(raw)
-            yield raw
+            yield _with_splits(raw, table)
+
+
+def _with_splits(raw: pa.Table, table: pa.Table) -> pa.Table:
+    """The raw table of ``table``, with the splits that a column of it names, if it has one."""
+    name = next((name for name in table.column_names if is_split_column(name)), None)
+    if name is None:
+        return raw
+    splits: list[str | None] = [None] * len(raw)
+    problems: list[str | None] = raw.column("problem").to_pylist()
+    for i, value in enumerate(table.column(name).to_pylist()):
+        try:
+            splits[i] = named_split(value)
+        except ValueError as error:
+            problems[i] = problems[i] or str(error)
+    for column, values in (("split", splits), ("problem", problems)):
+        index = raw.schema.get_field_index(column)
+        raw = raw.set_column(index, raw.schema.field(index), pa.array(values, pa.string()))
+    return raw

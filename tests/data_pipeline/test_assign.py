@@ -13,6 +13,8 @@ RECIPE = SplitRecipe(ratios=(0.5, 0.25, 0.25))
 
 def index(n, **columns):
     full = {
+        "source_file": ["f.csv"] * n,
+        "source_row": list(range(n)),
         "material_id": [f"m{i}" for i in range(n)],
         "problem": pa.nulls(n, pa.string()),
         "split": pa.nulls(n, pa.string()),
@@ -48,9 +50,23 @@ def test_later_duplicates_are_problems():
 
 def test_prescribed_splits():
     plan = assign_splits(index(4, split=["val", "train", "test", "train"]), ["a"], RECIPE, every_target=True)
-    assert plan.codes.tolist() == [1, 0, 2, 0] and plan.ends[0] == ("m1", "m3")
+    assert plan.codes.tolist() == [1, 0, 2, 0] and plan.ends[0] == ("m1", "m3") and plan.own_splits
     with pytest.raises(DataError, match="split is named 'dev'"):
         assign_splits(index(4, split=["val", "dev", "test", "train"]), ["a"], RECIPE, every_target=True)
+
+
+def test_prescribed_splits_with_gaps():
+    with pytest.raises(DataError) as caught:
+        assign_splits(index(4, split=["val", None, None, "train"]), ["a"], RECIPE, every_target=True)
+    assert str(caught.value) == (
+        "2 of 4 usable rows have no split, though the others do; the first is f.csv row 1 m1: "
+        "name the split of all rows (train, val, test) or of none"
+    )
+    with pytest.raises(DataError, match="2 train, 0 val, 1 test; each split needs at least 1 row"):
+        assign_splits(index(3, split=["train", "test", "train"]), ["a"], RECIPE, every_target=True)
+    table = index(4, split=["val", None, "test", "train"], problem=pa.array([None, "unreadable record", None, None]))
+    plan = assign_splits(table, ["a"], RECIPE, every_target=True)
+    assert plan.codes.tolist() == [1, -1, 2, 0], "a row that cannot be used needs no split"
 
 
 def test_rules_are_counted_commonest_first():
