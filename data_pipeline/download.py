@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 from data_pipeline.datasets import embedded_names
 from data_pipeline.errors import DataError
 from data_pipeline.info import RemoteFile
+from data_pipeline.lock import locked
 
 ATTEMPTS = 5
 TIMEOUT_SECONDS = 30.0
@@ -32,14 +33,36 @@ def download(file: RemoteFile, folder: Path, progress: Progress, pause: float = 
 
     The SHA-256 of a complete file is kept beside it and checked whenever it is used again, and against the published
     one where there is one. A broken connection is taken up again at the byte where it broke, at most ATTEMPTS times
-    with pauses of ``pause`` seconds and more. Raises DataError: unreachable, refused by the server, or damaged.
+    with pauses of ``pause`` seconds and more. One process alone downloads a file, others wait for it. Raises
+    DataError: unreachable, refused by the server, damaged, or a folder that cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / file.name
-    digest = path.with_name(file.name + ".sha256")
-    if path.is_file():
-        _check(path, file.sha256 or (digest.read_text().strip() if digest.is_file() else ""))
+    if _is_whole(path, file.sha256):
         return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made: {error.strerror}") from error
+    with locked(path.with_name(f".{file.name}.lock")):
+        if not _is_whole(path, file.sha256):
+            _download(file, path, progress, pause)
+    return path
+
+
+def _is_whole(path: Path, published: str) -> bool:
+    """Whether the file is there, which it is when whole. Raises DataError where it has changed since."""
+    if not path.is_file():
+        return False
+    digest = _digest_file(path)
+    _check(path, published or (digest.read_text().strip() if digest.is_file() else ""))
+    return True
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _download(file: RemoteFile, path: Path, progress: Progress, pause: float) -> None:
     part = path.with_name(file.name + ".part")
     for attempt in range(ATTEMPTS):
         try:
@@ -50,9 +73,8 @@ def download(file: RemoteFile, folder: Path, progress: Progress, pause: float = 
                 raise DataError(_unreachable(file, path, str(error))) from error
             time.sleep(pause * 2**attempt)
     found = _check(part, file.sha256)
-    digest.write_text(found + "\n")
+    _digest_file(path).write_text(found + "\n")
     part.replace(path)
-    return path
 
 
 def _fetch(file: RemoteFile, part: Path, progress: Progress) -> None:

@@ -6,13 +6,13 @@ worked on in this process, because starting Ray and Ray Data costs more than the
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from data_pipeline.elements import symbol_of
 from data_pipeline.errors import DataError
 from data_pipeline.execute import Progress, in_process, with_ray
 from data_pipeline.info import DatasetInfo, SplitRecipe
+from data_pipeline.lock import locked
 from data_pipeline.prepared import FILE_NAME, PreparedDataset, RejectedRow, is_prepared, load_prepared
 from data_pipeline.raw import EXTRA_FIELDS
 from data_pipeline.reduce import SYMPREC
@@ -88,13 +89,13 @@ def prepare_from(
         data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{data_dir}: cannot be made: {error.strerror}") from error
-    with _lock(data_dir / f".{info.name}.lock"):
+    with locked(data_dir / f".{info.name}.lock"):
         ready = _ready(data_dir, info.name, print_, strict=strict)
         if ready is not None:
             return ready
         job = _Job(info=info, source=source, data_dir=data_dir, fingerprint=print_)
-        job.check_target_folder()
         try:
+            job.check_target_folder()
             job.run(progress or _silent, executor, strict=strict)
         except OSError as error:
             raise DataError(f"data set {info.name}: {error}; started again, it goes on from there") from error
@@ -149,8 +150,10 @@ class _Job:
 
     def run(self, progress: Progress, executor: Executor, *, strict: bool) -> None:
         """Read, work, write, publish. What an earlier run left is used if it is of the same fingerprint."""
-        for left in self.data_dir.glob(f".{self.info.name}.*"):
-            if left.is_dir() and left != self.staging:
+        # Not every .NAME.*: a data set NAME.v2 has its own, and may be in the making.
+        own = re.compile(rf"\.{re.escape(self.info.name)}\.([0-9a-f]{{12}}\.(staging|partial)|old)")
+        for left in self.data_dir.iterdir():
+            if own.fullmatch(left.name) and left.is_dir() and left != self.staging:
                 shutil.rmtree(left)
         try:
             self._publish(self._make(progress, executor, strict=strict))
@@ -331,14 +334,6 @@ def _check_strict(rejected: Sequence[RejectedRow], name: str, *, strict: bool) -
             f"data set {name}: {len(rejected)} rows rejected, and --strict is given; the first: "
             f"{first.file} row {first.row} {first.material_id}: {first.reason}"
         )
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Only one process at a time prepares a data set; the others wait and find it done."""
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _silent(_what: str, _done: int, _total: int) -> None:

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Site:
-    """files: path to content. break_after: bytes after which the first answers break off. seen: (path, Range)."""
+    """files: path to content. break_after: bytes after which the first answers break off. seen: (path, Range).
+
+    gate: no content is sent before it is set.
+    """
 
     files: dict[str, bytes]
     break_after: list[int] = field(default_factory=list)
@@ -18,6 +21,7 @@ class Site:
     redirects: dict[str, str] = field(default_factory=dict)
     shift: int = 0
     url: str = ""
+    gate: threading.Event | None = None
 
 
 @contextlib.contextmanager
@@ -48,6 +52,8 @@ def serve(site):
             if start:
                 self.send_header("Content-Range", f"bytes {start + site.shift}-{len(content) - 1}/{len(content)}")
             self.end_headers()
+            if site.gate is not None:
+                site.gate.wait(60)
             body = content[start:]
             if site.break_after:
                 body = body[: site.break_after.pop(0)]

@@ -1,6 +1,10 @@
 """Downloads resume, are checked, and say clearly why they cannot be."""
 
 import hashlib
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
@@ -28,7 +32,7 @@ def test_resumes_at_the_byte_where_it_broke(tmp_path):
         assert path.read_bytes() == CONTENT
         assert [wanted for _, wanted in site.seen] == [None, "bytes=300000-", "bytes=400000-"]
         assert get(site, tmp_path) == path and len(site.seen) == 3
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["set.zip", "set.zip.sha256"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".set.zip.lock", "set.zip", "set.zip.sha256"]
 
 
 def test_resumes_after_the_program_was_stopped_and_reports_progress(tmp_path):
@@ -95,3 +99,49 @@ def test_refused_and_unreachable_are_one_clear_line(tmp_path):
     with serve(Site({"/files/1": CONTENT}, status=[503] * ATTEMPTS)) as site:
         with pytest.raises(DataError, match="HTTP status 503"):
             get(site, tmp_path)
+
+
+ANOTHER = """
+import sys
+from pathlib import Path
+from data_pipeline.download import download
+from data_pipeline.info import RemoteFile
+print("ready", flush=True)
+path = download(RemoteFile(url=sys.argv[1], name="set.zip"), Path(sys.argv[2]), lambda *_: None)
+sys.exit(path.name != "set.zip")
+"""
+
+
+def test_processes_that_want_one_file_download_it_once(tmp_path):
+    """As two data sets of one source do, prepared at the same time."""
+    with serve(Site({"/files/1": CONTENT}, gate=threading.Event())) as site:
+        words = [sys.executable, "-c", ANOTHER, site.url + "/files/1", str(tmp_path)]
+        others = [
+            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+        ]
+        assert [other.stdout.readline() for other in others] == ["ready\n"] * 3
+        while not site.seen:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        site.gate.set()
+        said = [other.communicate(timeout=60)[1] for other in others]
+        assert ([other.returncode for other in others], said) == ([0] * 3, [""] * 3)
+    assert len(site.seen) == 1
+    assert (tmp_path / "set.zip").read_bytes() == CONTENT
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with serve(Site({"/files/1": CONTENT})) as site:
+        with pytest.raises(DataError, match="file/downloads: cannot be made: Not a directory"):
+            get(site, tmp_path / "file" / "downloads")
+        (tmp_path / ".set.zip.lock").mkdir()
+        with pytest.raises(DataError, match=r"cannot be written to: \.set\.zip\.lock: Is a directory"):
+            get(site, tmp_path)
+        assert site.seen == []
+
+
+def test_a_whole_file_is_used_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "set.zip").write_bytes(CONTENT)
+    (tmp_path / ".set.zip.lock").mkdir()
+    assert get(Site({}), tmp_path, sha256=DIGEST) == tmp_path / "set.zip"

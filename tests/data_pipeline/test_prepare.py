@@ -2,7 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -185,12 +188,39 @@ def test_a_data_dir_that_cannot_be_made(tmp_path):
         prepare_from(ListSource(records(20)), INFO, tmp_path / "file" / "data")
 
 
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs Linux's /sys, where even root makes no file")
+def test_a_data_dir_that_cannot_be_written_to():
+    words = [sys.executable, "-m", "cluster", "prepare", "elastic_tensor_2015", "--data_dir", "/sys"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: /sys: cannot be written to: .elastic_tensor_2015.lock: ")
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path):
+    (tmp_path / ".mine.lock").mkdir()
+    with pytest.raises(DataError, match=r"cannot be written to: \.mine\.lock: Is a directory"):
+        prepare_from(ListSource(records(20)), INFO, tmp_path)
+
+
 def test_what_failed_or_died_before_leaves_nothing_behind(tmp_path):
-    (tmp_path / ".mine.0123.partial").mkdir(parents=True)
-    (tmp_path / ".mine.0123.staging").mkdir()
+    (tmp_path / ".mine.0123456789ab.partial").mkdir(parents=True)
+    (tmp_path / ".mine.0123456789ab.staging").mkdir()
+    (tmp_path / ".mine.old").mkdir()
     with pytest.raises(DataError, match="at least 1 row"):
         prepare_from(ListSource(records(4)), INFO, tmp_path, executor="ray")
     assert sorted(p.name for p in tmp_path.iterdir()) == [".mine.lock"]
+
+
+def test_what_belongs_to_another_data_set_is_left_alone(tmp_path):
+    """A name may go on with a dot; the other set may be in the making just now."""
+    others = [f".mine.{rest}" for rest in ("v2.0123456789ab.staging", "v2.0123456789ab.partial", "v2.old", "backup")]
+    others += [".mine2.0123456789ab.staging", ".mineXold"]
+    for other in others:
+        (tmp_path / other).mkdir()
+    (tmp_path / ".mine.ba9876543210.staging").mkdir()
+    prepare_from(ListSource(records(20)), INFO, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, ".mine.lock", "mine"])
 
 
 def test_long_work_goes_to_ray_short_work_does_not(tmp_path, monkeypatch):
