@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipeline.cif import check_cif, read_cif
 from data_pipeline.crystal import Crystal, Disorder, to_cartesian
 from data_pipeline.elements import number_of
+from data_pipeline.poscar import read_poscar
+from data_pipeline.refusal import Refusal, one_line
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
 KINDS = ("cif", "poscar")
+BYTE_ORDER_MARK = "\ufeff"
 
 
 def parse_structure(kind: str, text: str) -> Crystal:
-    """A crystal from the text of a CIF or POSCAR file. Raises ValueError "unreadable structure: why"."""
-    from pymatgen.core.structure import Structure
+    """A crystal from the text of a CIF or POSCAR file.
 
+    Raises ValueError "rule: details" for what cannot be read, "unreadable structure: why", and for what would be read
+    as another crystal than it means: cif.py and poscar.py say what that is.
+    """
     if kind not in KINDS:
         raise ValueError(f"unreadable structure: format {kind!r} is not one of {', '.join(KINDS)}")
+    text = text.removeprefix(BYTE_ORDER_MARK)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            structure = Structure.from_str(text, fmt=kind)  # type: ignore[arg-type]
+        return _from_cif(text) if kind == "cif" else from_pymatgen(read_poscar(text))
+    except Refusal:
+        raise
     except Exception as error:  # noqa: BLE001 - the parsers raise errors of every kind on malformed text
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"unreadable structure: {reason:.200}") from error
-    return from_pymatgen(structure)
+        raise ValueError(f"unreadable structure: {one_line(error):.200}") from error
+
+
+def _from_cif(text: str) -> Crystal:
+    reading = read_cif(text)
+    crystal = from_pymatgen(reading.structure)
+    check_cif(reading, crystal)
+    return crystal
 
 
 def from_pymatgen(structure: Structure) -> Crystal:

@@ -1,0 +1,39 @@
+"""Formulas, and the atoms of cells against them."""
+
+import pytest
+
+from data_pipeline.composition import mismatch, parse_formula
+
+
+@pytest.mark.parametrize(
+    ("text", "amounts"),
+    [
+        ("Na Cl", {11: 1, 17: 1}),
+        ("C12 H22 O11", {6: 12, 1: 22, 8: 11}),
+        ("Ca0.5 Sr.5 TiO3", {20: 0.5, 38: 0.5, 22: 1, 8: 3}),
+        ("D2 H2 O2", {1: 4, 8: 2}),
+        ("Na0 Cl1", {17: 1}),
+        ("?", None),
+        ("", None),
+        ("Al2 O3, x(H2 O)", None),
+        ("NA1 CL1", None),
+    ],
+)
+def test_formulas(text, amounts):
+    assert parse_formula(text) == amounts
+
+
+@pytest.mark.parametrize(
+    ("formula", "found", "problem"),
+    [
+        ({11: 1, 17: 1}, {11: 4, 17: 4}, None),
+        ({1: 80, 6: 60}, {1: 316, 6: 240}, "H80 C60, the sites of the cell are H316 C240"),
+        ({11: 0.33, 17: 1}, {11: 4 * 0.333, 17: 4}, None),
+        ({11: 1, 17: 1}, {11: 3.7, 17: 4}, "Na1 Cl1"),
+        ({11: 1, 17: 1}, {11: 4}, "no Cl in the sites"),
+        ({11: 1}, {11: 4, 17: 4}, "no Cl in the formula"),
+    ],
+)
+def test_cells_against_formulas(formula, found, problem):
+    answer = mismatch(formula, found)
+    assert answer is None if problem is None else problem in answer
