@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ class InUseError(Exception):
 
 @contextmanager
 def locked(file: Path, *, patience: float = 0.0) -> Iterator[None]:
-    """Within, no other process holds ``file``, which is made with its folder and stays; it names its last holder.
+    """Within, no other process holds ``file``, which is made with its folder and stays, empty.
 
     patience: seconds to wait for another holder to go. Raises InUseError, or OSError where the file system has no
     locks or nothing can be written.
@@ -30,9 +29,6 @@ def locked(file: Path, *, patience: float = 0.0) -> Iterator[None]:
             if time.monotonic() >= deadline:
                 raise InUseError(str(file))
             time.sleep(POLL_SECONDS)
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
         yield
 
 

@@ -84,7 +84,8 @@ def attend(  # noqa: PLR0913 - the operands of one equation
 ) -> Tensor:
     """Real-space attention (N, H, D); operands as in ``ops.periodic_attention``, ``shells`` within every reach.
 
-    q, k, v float32, bfloat16 or float16; the result has q's dtype.
+    q, k, v float32, bfloat16 or float16; the result has q's dtype. The product with W is a linear layer like those
+    around it: in TF32 where the program allows that. What goes into exponents never is.
     """
     validate(q.device, q.dtype, q.shape[1], q.shape[2], 0 if radial is None else radial.count)
     if not (q.dtype == k.dtype == v.dtype) or not (q.shape == k.shape == v.shape):

@@ -28,7 +28,7 @@ KERNELS = (kernels.forward_kernel, kernels.query_backward_kernel, kernels.key_ba
 @pytest.mark.parametrize("case", [*cases.CASES, cases.LARGE], ids=str)
 def test_forward_and_every_gradient_match_the_oracle(case: cases.Case) -> None:
     found = cases.worst_error(cases.kernels(case, "cuda"), cases.oracle(case))
-    assert max(found.values()) < cases.tolerance(case), found
+    assert all(error < cases.tolerance(case) for error in found.values()), found
 
 
 @pytest.mark.gpu
@@ -82,7 +82,7 @@ def test_auto_is_torch_for_float64() -> None:
         found = device.attend(batch, given, "auto", cutoff_sigmas=8.0)
     assert seen.ours() == {"crystalformer::torch_attention": 1, "crystalformer::torch_attention_backward": 1}
     worst = errors(found, device.attend(batch, given, "reference", "cpu", 8.0))
-    assert max(worst.values()) < 1e-9, worst
+    assert all(error < 1e-9 for error in worst.values()), worst
 
 
 SETTINGS = [("real", "auto"), ("real", "torch"), ("reci", "torch")]
@@ -91,7 +91,10 @@ SETTINGS = [("real", "auto"), ("real", "torch"), ("reci", "torch")]
 @pytest.mark.parametrize(("domain", "backend"), SETTINGS)
 def test_products_stay_float32_where_the_program_allows_tf32(domain: str, backend: str) -> None:
     batch = device.make_batch(SIZES)
-    given = operands(batch, features=16, **(REAL if domain == "real" else RECIPROCAL))
+    settings = REAL if domain == "real" else RECIPROCAL
+    if backend == "auto":  # Triton's product with W is a linear layer, and in TF32 like those
+        settings = settings | {"radial": None}
+    given = operands(batch, features=16, **settings)
     check = device.judge(batch, given)
     with device.matmul_precision("high"):
         found = device.attend(batch, given.to(torch.float32), backend)
