@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +21,14 @@ class Assignment:
     """codes (rows,) int8: the split of every raw row, -1 for none. problems: what is wrong with a row, by its number.
 
     outside counts rows that do not belong to the set at all: published sets hold only rows that have every target.
-    usable: rows dealt. own_splits: the source named the splits, the recipe was not asked. ends: ids of the first and
-    last row of train, val and test, in the recipe's order.
+    ids: new ids of rows that have but a name and share it, by row. usable: rows dealt. own_splits: the source named
+    the splits, the recipe was not asked. ends: ids of the first and last row of train, val and test, in the recipe's
+    order.
     """
 
     codes: NDArray[np.int8]
     problems: dict[int, str]
+    ids: dict[int, str]
     outside: dict[str, int]
     usable: int
     own_splits: bool
@@ -57,7 +59,8 @@ def assign_splits(index: pa.Table, targets: Sequence[str], recipe: SplitRecipe, 
     if not len(rows):
         raise DataError(f"none of the {n} rows can be used: {first_reasons(problems.values()) or dict(outside)}")
     codes = np.full(n, UNUSED, dtype=np.int8)
-    names = index.column("material_id").take(pa.array(rows)).to_pylist()
+    new_ids = _ids_from_names(index.take(pa.array(rows)), rows)
+    names = with_ids(index, new_ids).column("material_id").take(pa.array(rows)).to_pylist()
     ends = []
     prescribed = _prescribed(index, rows)
     for code, members in enumerate(_members(prescribed, recipe, len(rows))):
@@ -67,11 +70,24 @@ def assign_splits(index: pa.Table, targets: Sequence[str], recipe: SplitRecipe, 
     return Assignment(
         codes=codes,
         problems=problems,
+        ids=new_ids,
         outside=dict(outside),
         usable=len(rows),
         own_splits=prescribed is not None,
         ends=tuple(ends),
     )
+
+
+def with_ids(table: pa.Table, ids: Mapping[int, str], start: int = 0) -> pa.Table:
+    """``table``, whose first row has the number ``start``, with the material_id that ``ids`` has for a row."""
+    changed = [row for row in range(start, start + len(table)) if row in ids] if ids else []
+    if not changed:
+        return table
+    names = table.column("material_id").to_pylist()
+    for row in changed:
+        names[row - start] = ids[row]
+    place = table.schema.get_field_index("material_id")
+    return table.set_column(place, table.schema.field(place), pa.array(names, pa.string()))
 
 
 def first_reasons(reasons: Iterable[str]) -> str:
@@ -116,6 +132,22 @@ def _members(prescribed: list[str] | None, recipe: SplitRecipe, count: int) -> l
         sizes = ", ".join(f"{len(part)} {split}" for part, split in zip(members, SPLITS, strict=True))
         raise DataError(f"the source names the splits of its rows, {sizes}; each split needs at least 1 row")
     return members
+
+
+def _ids_from_names(usable: pa.Table, rows: NDArray[np.int64]) -> dict[int, str]:
+    """Ids for the usable rows that have but a name that another has too: "NaCl" of row 17 becomes "NaCl-17"."""
+    names: list[str] = usable.column("material_id").to_pylist()
+    by_name: list[bool] = usable.column("id_is_name").to_pylist()
+    counts, taken, ids = Counter(names), set(names), {}
+    places = zip(rows.tolist(), usable.column("source_row").to_pylist(), names, by_name, strict=True)
+    for row, source_row, name, is_name in places:
+        if is_name and counts[name] > 1:
+            new = f"{name}-{source_row}"
+            while new in taken:  # of another file, or somebody's own id
+                new = f"{new}-{row}"
+            taken.add(new)
+            ids[row] = new
+    return ids
 
 
 def _duplicates(names: Sequence[str], rows: NDArray[np.int64]) -> dict[int, str]:

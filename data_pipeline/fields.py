@@ -16,7 +16,9 @@ from data_pipeline.parse import from_jarvis, from_pymatgen, from_pymatgen_dict
 from data_pipeline.raw import Record
 from data_pipeline.validate import parse_target
 
-ID_FIELDS = ("material_id", "id", "jid", "mp_id", "mpid", "file_id", "task_id", "name")
+NAME_FIELD = "name"
+"""An id where there is no other, though many rows may be called NaCl."""
+ID_FIELDS = ("material_id", "id", "jid", "mp_id", "mpid", "file_id", "task_id", NAME_FIELD)
 TEXT_FIELDS = {"cif": "cif", "poscar": "poscar"}
 STRUCTURE_FIELDS = ("structure", "final_structure", "atoms", *TEXT_FIELDS)
 _NO_TARGETS = frozenset({"", "index", "idx", "unnamed: 0", COLUMN, *ID_FIELDS, *STRUCTURE_FIELDS})
@@ -38,7 +40,9 @@ def to_record(fields: Mapping[str, Any], targets: Sequence[TargetInfo], place: P
     """
     key = next((name for name in ID_FIELDS if fields.get(name) not in (None, "")), None)
     material_id = f"{place.file}-{place.row}" if key is None else str(fields[key])
-    record = Record(file=place.file, row=place.row, split=place.split, material_id=material_id)
+    record = Record(
+        file=place.file, row=place.row, split=place.split, material_id=material_id, id_is_name=key == NAME_FIELD
+    )
     try:
         split = _split(fields, place) if targets else place.split
         values = [_target(fields, target) for target in targets]

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.assign import Assignment, assign_splits, count_rules, first_reasons
+from data_pipeline.assign import Assignment, assign_splits, count_rules, first_reasons, with_ids
 from data_pipeline.datasets import check_name, find_dataset
 from data_pipeline.elements import symbol_of
 from data_pipeline.errors import DataError
@@ -171,6 +171,7 @@ class _Job:
         names = [target.name for target in self.source.targets]
         index = store.index(names)
         plan = assign_splits(index, names, self.info.recipe, every_target=self.source.every_target)
+        index = with_ids(index, plan.ids)
         _check_strict(_rejected(plan.problems, index), self.info.name, strict=strict)
         if self.info.ends and plan.ends != self.info.ends:
             raise DataError(
@@ -202,7 +203,7 @@ class _Job:
                 problems = {i: p for i, p in found if p is not None} | problems
                 codes = plan.codes[start : start + len(table)].copy()
                 codes[[i - start for i in problems if start <= i < start + len(table)]] = -1
-                writer.add(table, codes)
+                writer.add(with_ids(table, plan.ids, start), codes)
                 start += len(table)
         rejected = _rejected(problems, index)
         _check_strict(rejected, self.info.name, strict=strict)

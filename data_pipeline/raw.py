@@ -1,8 +1,9 @@
 """Raw tables: what a source yields, before structures are parsed, checked and reduced.
 
 A raw table has, a row a record of the source: ``source_file``, ``source_row`` (from 0), ``problem`` (null, or why the
-record is unusable already), ``split`` (null, or the split the source prescribes), ``kind`` and ``text`` (null, or a
-structure still to be parsed: "cif" or "poscar"), the columns of a structure table, and its targets.
+record is unusable already), ``split`` (null, or the split the source prescribes), ``id_is_name`` (whether the id is
+but a name, which other rows may have too), ``kind`` and ``text`` (null, or a structure still to be parsed: "cif" or
+"poscar"), the columns of a structure table, and its targets.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ EXTRA_FIELDS: tuple[pa.Field, ...] = (
     pa.field("source_row", pa.int64()),
     pa.field("problem", pa.string()),
     pa.field("split", pa.string()),
+    pa.field("id_is_name", pa.bool_()),
     pa.field("kind", pa.string()),
     pa.field("text", pa.large_string()),
 )
@@ -47,6 +49,7 @@ class Record:
     targets: Sequence[float | None] = field(default=())
     problem: str | None = None
     split: str | None = None
+    id_is_name: bool = False
 
 
 def raw_schema(targets: Sequence[TargetInfo]) -> pa.Schema:
@@ -76,6 +79,7 @@ def from_structures(table: pa.Table, file: str, targets: Sequence[TargetInfo], f
         "source_row": pa.array(range(first_row, first_row + n), pa.int64()),
         "problem": pa.array(infinite, pa.string()),
         "split": pa.nulls(n, pa.string()),
+        "id_is_name": pa.repeat(pa.scalar(False), n),  # noqa: FBT003 - a value
         "kind": pa.nulls(n, pa.string()),
         "text": pa.nulls(n, pa.large_string()),
     }
@@ -92,6 +96,7 @@ def _raw_table(records: Sequence[Record], targets: Sequence[TargetInfo]) -> pa.T
         "source_row": [record.row for record in records],
         "problem": [record.problem for record in records],
         "split": [record.split for record in records],
+        "id_is_name": [record.id_is_name for record in records],
         "kind": [record.kind for record in records],
         "text": [record.text for record in records],
         "material_id": [record.material_id for record in records],

@@ -16,7 +16,7 @@ from data_pipeline.download import Progress
 from data_pipeline.sources.base import Source
 
 PART_FIELD = pa.field("part", pa.int32())
-_INDEX_COLUMNS = ("source_file", "source_row", "material_id", "problem", "split")
+_INDEX_COLUMNS = ("source_file", "source_row", "material_id", "problem", "split", "id_is_name")
 
 
 class RawStore:

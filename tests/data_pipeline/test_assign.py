@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from data_pipeline.assign import assign_splits, count_rules
+from data_pipeline.assign import assign_splits, count_rules, with_ids
 from data_pipeline.errors import DataError
 from data_pipeline.info import SplitRecipe
 from data_pipeline.splits import make_split
@@ -18,6 +18,7 @@ def index(n, **columns):
         "material_id": [f"m{i}" for i in range(n)],
         "problem": pa.nulls(n, pa.string()),
         "split": pa.nulls(n, pa.string()),
+        "id_is_name": [False] * n,
         "a": pa.array([1.0] * n),
         "b": pa.array([1.0] * n),
     }
@@ -46,6 +47,22 @@ def test_later_duplicates_are_problems():
         5: "duplicate id: 'c' is row 2 already",
     }
     assert plan.usable == 8
+
+
+def test_rows_of_one_name_are_told_apart():
+    named = {"material_id": ["NaCl", "KCl", "NaCl", "MgO", "NaCl-2", "KCl"], "id_is_name": [True] * 5 + [False]}
+    plan = assign_splits(index(6, **named), ["a"], RECIPE, every_target=True)
+    assert plan.problems == {} and plan.ids == {0: "NaCl-0", 1: "KCl-1", 2: "NaCl-2-2"}
+    table = with_ids(index(6, **named).slice(2, 2), plan.ids, start=2)
+    assert table["material_id"].to_pylist() == ["NaCl-2-2", "MgO"]
+    files = {"source_file": ["a", "a", "b", "b"], "source_row": [0, 1, 0, 1]}
+    two = index(4, material_id=["NaCl"] * 4, id_is_name=[True] * 4, **files)
+    assert assign_splits(two, ["a"], RECIPE, every_target=True).ids == {
+        0: "NaCl-0",
+        1: "NaCl-1",
+        2: "NaCl-0-2",
+        3: "NaCl-1-3",
+    }
 
 
 def test_prescribed_splits():

@@ -113,6 +113,28 @@ def test_without_names_in_the_column_the_recipe_decides(tmp_path):
     assert "shuffled" in split["rule"] and split["seed"] == 123
 
 
+@pytest.mark.parametrize("executor", ["process", "ray"])
+def test_rows_that_share_a_name_are_all_used(executor, tmp_path):
+    made = [{"name": ["NaCl", "KCl", "MgO"][i % 3], **row} for i, row in enumerate(rows("note"))]
+    for row in made:
+        del row["id"]
+    made[5]["name"], made[7]["name"] = "alone", "bad"
+    made[7]["atoms"] = ""
+    write("jsonl", tmp_path / "a.jsonl", made)
+    own = OwnData(path=tmp_path / "a.jsonl", name="mine", split=(0.5, 0.25, 0.25))
+    done = prepare_source(own, tmp_path / "data", executor=executor)
+    assert [(row.row, row.material_id, row.reason.split(":")[0]) for row in done.rejected] == [
+        (7, "bad", "empty structure")
+    ]
+    found = {}
+    for split in ("train", "val", "test"):
+        table = StructureTable.open(done.split_path(split), ["gap"])
+        found |= dict(zip(table.material_ids(), table.targets()[:, 0].tolist(), strict=True))
+    names = {i: row["name"] if i == 5 else f"{row['name']}-{i}" for i, row in enumerate(made) if i != 7}
+    assert len(found) == 5 + 2 + 2
+    assert found.items() <= {name: float(i) for i, name in names.items()}.items()
+
+
 def headed(*headings):
     return [
         {**dict.fromkeys(headings, float(i)), **{k: row[k] for k in ("id", "atoms")}} for i, row in enumerate(rows())
