@@ -216,6 +216,8 @@ def _job(document: Document) -> Iterator[Finding]:
     for name in ("backoffLimit", "activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"):
         if not spec.get(name):
             yield f"{name} is not set"
+    if "suspend" in spec:
+        yield "suspend is set: applied again it would end the job's cluster; Kueue sets it when the job is made"
     if "--auto_resume" not in words:
         yield "the entrypoint lacks --auto_resume: a retry would be refused"
     workers = spec["rayClusterSpec"]["workerGroupSpecs"][0]

@@ -109,6 +109,10 @@ def fewer_workers(objects):
     group["replicas"] = group["minReplicas"] = group["maxReplicas"] = 7
 
 
+def suspended(objects):
+    find(objects, "RayJob", instance="train")["spec"]["suspend"] = True
+
+
 def unset(objects):
     job = find(objects, "RayJob", instance="tune")["spec"]
     job["entrypoint"] = job["entrypoint"].replace("--target shear", "--target SETTING")
@@ -129,6 +133,8 @@ MUTATIONS = {
     dangling_volume: "volume",
     open_api: "authOptions",
 }
+OWN_RULES = {fewer_workers: "--num_workers", unset: "SETTING", suspended: "suspend is set"}
+"""What no schema and no operator forbids."""
 
 
 def find_named(objects, kind, name):
@@ -137,15 +143,13 @@ def find_named(objects, kind, name):
 
 
 @pytest.mark.parametrize("overlay", ["cpu-kind", "gpu"])
-@pytest.mark.parametrize("mutate", [*MUTATIONS, fewer_workers, unset], ids=lambda mutate: mutate.__name__)
+@pytest.mark.parametrize("mutate", [*MUTATIONS, *OWN_RULES], ids=lambda mutate: mutate.__name__)
 def test_what_is_made_wrong_is_caught(overlay, mutate):
     objects = documents(overlay)
     mutate(objects)
     findings = check.check(objects)
     assert findings
-    assert any(
-        {**MUTATIONS, fewer_workers: "--num_workers", unset: "SETTING"}[mutate] in finding for finding in findings
-    ), findings
+    assert any((MUTATIONS | OWN_RULES)[mutate] in finding for finding in findings), findings
 
 
 def test_an_image_may_be_pinned_by_its_digest_instead():
@@ -336,6 +340,17 @@ def test_the_namespace_is_closed_and_holds_no_secret(overlay):
             for rule in item["spec"].get("ingress") or []:
                 assert rule.get("from"), f"{item['metadata']['name']} lets everybody in"
                 assert all(peer.get("podSelector") for peer in rule["from"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_to_apply_again_suspends_no_job(overlay):
+    """Kueue suspends a job that names a queue when it is made; a value here would be written back while it runs."""
+    queues = {item["metadata"]["name"] for item in documents(overlay) if item["kind"] == "LocalQueue"}
+    assert bool(queues) == (overlay == "gpu-shared")
+    for instance in ("train", "tune"):
+        job = find(documents(overlay), "RayJob", instance=instance)
+        assert "suspend" not in job["spec"]
+        assert {job["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")} == (queues or {None})
 
 
 def who_reaches(objects, port: int) -> set[str]:
