@@ -342,17 +342,6 @@ def test_the_namespace_is_closed_and_holds_no_secret(overlay):
                 assert all(peer.get("podSelector") for peer in rule["from"])
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_to_apply_again_suspends_no_job(overlay):
-    """Kueue suspends a job that names a queue when it is made; a value here would be written back while it runs."""
-    queues = {item["metadata"]["name"] for item in documents(overlay) if item["kind"] == "LocalQueue"}
-    assert bool(queues) == (overlay == "gpu-shared")
-    for instance in ("train", "tune"):
-        job = find(documents(overlay), "RayJob", instance=instance)
-        assert "suspend" not in job["spec"]
-        assert {job["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")} == (queues or {None})
-
-
 def who_reaches(objects, port: int) -> set[str]:
     """The network policies that let others than the same Ray cluster's pods in at a port of a head."""
     return {
