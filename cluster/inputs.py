@@ -5,7 +5,7 @@ They are planned as pieces first, so that many can be read in any order and by s
 
 from __future__ import annotations
 
-import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -13,21 +13,24 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.cif import split_blocks
+from data_pipeline.compressed import inner_name, read_text
 from data_pipeline.crystal import Crystal, read_crystals
 from data_pipeline.errors import DataError
-from data_pipeline.parse import from_pymatgen, parse_structure
+from data_pipeline.other_files import read_other
+from data_pipeline.parse import parse_structure
 from data_pipeline.reduce import ReductionError, primitive_cell
+from data_pipeline.refusal import TOO_DEEP
 from data_pipeline.schema import FIXED_COLUMNS, check_schema
 from data_pipeline.table import checked_files
 from data_pipeline.validate import structure_problem
 
 KNOWN_FILES = (
-    *("*.cif", "*.mcif", "*poscar*", "*contcar*", "*.vasp", "*.json", "*.json.gz", "*.jsonl", "*.jsonl.gz"),
+    *("*.cif", "*.mcif", "*poscar*", "*contcar*", "*.vasp", "*.json", "*.jsonl"),
     *("*.xsf", "*.cssr", "*.res", "*.yaml"),
 )
-"""Names, in lower case, of the files that are taken from a folder; a file named itself may be called anything."""
-RECORD_FILES = (".json", ".json.gz", ".jsonl", ".jsonl.gz")
-"""Endings of files that hold one structure or many."""
+"""Names, in lower case and without .gz, .bz2 or .xz, of the files that are taken from a folder; a file named itself
+may be called anything."""
 
 STREAM_FROM = 20_000
 """Structures from which they are predicted through Ray (screening.py): its start takes some 20 s."""
@@ -119,28 +122,58 @@ def _known_files(folder: Path) -> list[Path]:
 
 
 def _is_known(path: Path) -> bool:
-    name = path.name.lower()
+    name = inner_name(path)
     return not name.startswith(".") and any(fnmatch(name, pattern) for pattern in KNOWN_FILES)
 
 
 def _of_file(path: Path) -> Iterator[Found]:
     name = str(path)
     if path.is_dir():
-        reason = f"holds no structure file ({', '.join(KNOWN_FILES)}) and no structure table (*.parquet)"
+        known = f"{', '.join(KNOWN_FILES)}; also .gz, .bz2, .xz"
+        reason = f"holds no structure file ({known}) and no structure table (*.parquet)"
         yield Found(id=name, where=name, problem=reason)
         return
     try:
-        if path.name.lower().endswith(RECORD_FILES):
-            yield from _of_records(path)
-            return
-        crystal = _read(path)
+        yield from _in_file(path)
     except OSError as error:
         yield Found(id=name, where=name, problem=error.strerror or str(error))
-        return
+    except RecursionError:
+        yield Found(id=name, where=name, problem=f"unreadable file: {TOO_DEEP}")
     except ValueError as error:
         yield Found(id=name, where=name, problem=" ".join(str(error).split()).removeprefix(f"{path}: "))
+
+
+def _in_file(path: Path) -> Iterator[Found]:
+    """The structures of a file, by its name. Raises OSError or ValueError where it cannot be read to its end."""
+    name = inner_name(path)
+    if name.endswith((".json", ".jsonl")):
+        yield from _of_records(path)
+    elif ".cif" in name or ".mcif" in name:
+        yield from _of_cif(path)
+    elif name.endswith(".vasp") or "poscar" in name or "contcar" in name:
+        yield _parsed(str(path), "poscar", read_text(path))
+    else:
+        yield _finished(str(path), str(path), read_other(path))
+
+
+def _of_cif(path: Path) -> Iterator[Found]:
+    """The structures of a CIF: one, called as the file is, or as FILE#BLOCK one for every data block with atoms."""
+    text = read_text(path)
+    blocks = split_blocks(text)
+    if len(blocks) < 2:
+        yield _parsed(str(path), "cif", text)
         return
-    yield _finished(name, name, crystal)
+    names = Counter(block.name for block in blocks)
+    for number, block in enumerate(blocks):
+        unique = block.name if block.name and names[block.name] == 1 else f"{block.name}-{number}"
+        yield _parsed(f"{path}#{unique}", "cif", block.text)
+
+
+def _parsed(name: str, kind: str, text: str) -> Found:
+    try:
+        return _finished(name, name, parse_structure(kind, text))
+    except ValueError as error:
+        return Found(id=name, where=name, problem=str(error))
 
 
 def _of_records(path: Path) -> Iterator[Found]:
@@ -181,29 +214,6 @@ def _of_record(fields: Mapping[str, Any] | str, default: str, where: str) -> Fou
     return Found(id=name, where=where, problem="no structure") if crystal is None else _finished(name, where, crystal)
 
 
-def _read(path: Path) -> Crystal:
-    """The crystal of a CIF, a POSCAR or any other file pymatgen reads. Raises OSError or ValueError."""
-    name = path.name.lower()
-    if name.endswith(".cif"):
-        return parse_structure("cif", path.read_text(encoding="utf-8", errors="replace"))
-    if name.endswith(".vasp") or "poscar" in name or "contcar" in name:
-        return parse_structure("poscar", path.read_text(encoding="utf-8", errors="replace"))
-    with path.open("rb"):
-        pass  # a file that is not there is said to be so, and not of an unknown format
-    from pymatgen.core.structure import Structure
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            structure = Structure.from_file(path)
-    except Exception as error:  # noqa: BLE001 - the parsers raise errors of every kind on malformed text
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"unreadable structure: {reason:.200}") from error
-    if not isinstance(structure, Structure):
-        raise ValueError(f"unreadable structure: the file holds a {type(structure).__name__}")
-    return from_pymatgen(structure)
-
-
 def _of_table(path: Path) -> Iterator[Piece]:
     """The pieces of a structure table, a file or a folder of files."""
     import pyarrow as pa
@@ -230,20 +240,31 @@ def _of_table(path: Path) -> Iterator[Piece]:
 
 
 def _of_rows(piece: Piece) -> Iterator[Found]:
+    """The structures of some rows of a table; where it is damaged, the rows left are one problem."""
+    row = piece.row
+    try:
+        for name, crystal in _rows(piece):
+            yield _finished(name, f"{piece.paths[0]} row {row} {name}", crystal)
+            row += 1
+    except (OSError, ValueError) as error:
+        rows = f"{piece.paths[0]} rows {row} to {piece.row + piece.rows - 1}"
+        yield Found(id=piece.paths[0], where=rows, problem=f"unreadable file: {' '.join(str(error).split()):.300}")
+
+
+def _rows(piece: Piece) -> Iterator[tuple[str, Crystal]]:
+    """Id and crystal of every row of a piece. Raises OSError or ValueError where the file is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file, before, end, row = piece.paths[0], 0, piece.first + piece.rows, piece.row
+    before, end = 0, piece.first + piece.rows
     columns = [name for name, _ in FIXED_COLUMNS]
-    with pq.ParquetFile(file) as reader:
+    with pq.ParquetFile(piece.paths[0]) as reader:
         for batch in reader.iter_batches(batch_size=_ROWS, row_groups=[piece.group], columns=columns):
             low, high = max(piece.first - before, 0), min(end - before, len(batch))
             before += len(batch)
             if high > low:
                 table = pa.Table.from_batches([batch.slice(low, high - low)]).combine_chunks()
-                for name, crystal in zip(table.column("material_id").to_pylist(), read_crystals(table), strict=True):
-                    yield _finished(name, f"{file} row {row} {name}", crystal)
-                    row += 1
+                yield from zip(table.column("material_id").to_pylist(), read_crystals(table), strict=True)
             if before >= end:
                 return
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+TOO_DEEP = "JSON within JSON, too deep to be a structure"
+"""Instead of what Python says of its own recursion."""
+
 
 class Refusal(ValueError):
     """What was read is, or may be, another crystal than the one that was meant.

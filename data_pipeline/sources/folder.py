@@ -1,8 +1,9 @@
 """A folder of CIF or POSCAR files with id_prop.csv, as CGCNN and ALIGNN lay it out.
 
-A line of id_prop.csv is the name of a structure file (its ending may be left out) and the values of its targets. It
-needs no heading; with one, as in ``id,bandgap (eV),n``, targets get their names and units from it. Otherwise they are
-``target``, or ``target_0``, ``target_1`` and so on. A column headed ``split`` names the split of each line.
+A line of id_prop.csv is the name of a structure file (its ending, as .cif or .cif.gz, may be left out) and the values
+of its targets. It needs no heading; with one, as in ``id,bandgap (eV),n``, targets get their names and units from it.
+Otherwise they are ``target``, or ``target_0``, ``target_1`` and so on. A column headed ``split`` names the split of
+each line.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from data_pipeline import compressed
+from data_pipeline.compressed import inner_name, read_text
 from data_pipeline.errors import DataError
 from data_pipeline.fields import find_targets, targets_from_headings
 from data_pipeline.info import TargetInfo
@@ -80,9 +83,9 @@ class FolderSource:
             path = self._find(row[0])
             if path is None:
                 raise ValueError(f"missing file: {row[0]!r} is not in {self.folder.name}")
-            kind, text = _kind(path), path.read_text(encoding="utf-8", errors="replace")
+            kind, text = _kind(path), read_text(path)
         except OSError as error:
-            problem = f"unreadable structure: {error.strerror}"
+            problem = f"unreadable structure: {error.strerror or error}"
             return Record(file=INDEX, row=number + self._first, material_id=row[0], problem=problem)
         except ValueError as error:
             return Record(file=INDEX, row=number + self._first, material_id=row[0], problem=str(error))
@@ -98,10 +101,11 @@ class FolderSource:
         """The structure file of a name, never outside the folder."""
         if not name or Path(name).name != name:
             return None
-        for ending in ("", *ENDINGS):
-            path = self.folder / (name + ending)
-            if path.is_file():
-                return path
+        for packed in ("", *compressed.ENDINGS):
+            for ending in ("", *ENDINGS):
+                path = self.folder / (name + ending + packed)
+                if path.is_file():
+                    return path
         return None
 
 
@@ -117,4 +121,4 @@ def _heading(first: list[str]) -> tuple[list[str], int]:
 
 
 def _kind(path: Path) -> str:
-    return ENDINGS.get(path.suffix.lower(), "poscar")
+    return ENDINGS.get(Path(inner_name(path)).suffix, "poscar")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
 import json
@@ -15,11 +14,13 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.compressed import DAMAGED, inner_name, open_bytes
 from data_pipeline.errors import DataError
 from data_pipeline.fields import TEXT_FIELDS, Place, choose_targets, to_record
 from data_pipeline.info import TargetInfo
 from data_pipeline.json_stream import iter_records
 from data_pipeline.raw import ROWS_PER_TABLE, TEXTS_PER_TABLE, Record, raw_tables
+from data_pipeline.refusal import TOO_DEEP
 from data_pipeline.sources.base import ARRAY_SECONDS, TEXT_SECONDS, file_digest
 from data_pipeline.unpickle import read_pickle
 
@@ -106,34 +107,35 @@ def _to_the_end(path: Path) -> Iterator[Mapping[str, Any] | str]:
 def iter_fields(path: Path) -> Iterator[Mapping[str, Any] | str]:
     """The records of a file by field name; a string is the problem of a record that cannot be read.
 
-    Raises DataError where the file as a whole cannot be read.
+    JSON may be compressed. Raises DataError where the file as a whole cannot be read.
     """
+    name = inner_name(path)
     try:
-        if path.name.endswith(".csv"):
+        if name.endswith(".csv"):
             yield from _csv(path)
-        elif path.name.endswith((".jsonl", ".jsonl.gz")):
+        elif name.endswith(".jsonl"):
             with _open_text(path) as stream:
                 yield from (_json_line(line) for line in stream if line.strip())
-        elif path.name.endswith((".json", ".json.gz")):
+        elif name.endswith(".json"):
             with _open_text(path) as stream:
                 yield from iter_records(stream)
-        elif path.name.endswith(".parquet"):
+        elif name.endswith(".parquet"):
             for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
         else:
             yield from _pickle(path)
     except FileNotFoundError:
         raise DataError(f"{path}: not found") from None
-    except (ValueError, OSError, EOFError, csv.Error) as error:
+    except RecursionError:
+        raise DataError(f"{path}: cannot be read: {TOO_DEEP}") from None
+    except (ValueError, OSError, csv.Error, *DAMAGED) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: cannot be read: {' '.join(str(error).split()):.300}") from error
 
 
 def _open_text(path: Path) -> TextIO:
-    if path.name.endswith(".gz"):
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8")
-    return path.open(encoding="utf-8")
+    return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig")
 
 
 def _json_line(line: str) -> Mapping[str, Any] | str:
@@ -141,6 +143,8 @@ def _json_line(line: str) -> Mapping[str, Any] | str:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         return f"{_BROKEN}{error}"
+    except RecursionError:
+        return f"{_BROKEN}{TOO_DEEP}"
     return record if isinstance(record, dict) else f"{_BROKEN}{type(record).__name__}, not an object"
 
 
@@ -153,7 +157,7 @@ def _csv(path: Path) -> Iterator[Mapping[str, Any] | str]:
         yield from stream
         ended = True
 
-    with path.open(encoding="utf-8-sig", newline="") as stream:
+    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(lines(stream))
         header = next(reader, None)
         if header is None:

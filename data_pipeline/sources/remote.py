@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_pipeline.compressed import DAMAGED
 from data_pipeline.download import Progress, download
 from data_pipeline.errors import DataError
 from data_pipeline.fields import Place, to_record
@@ -77,7 +78,8 @@ def _zipped_json(path: Path) -> Iterator[Mapping[str, Any] | str]:
                 raise DataError(f"{path}: {len(names)} JSON files in the archive, not 1")
             with io.TextIOWrapper(archive.open(names[0]), encoding="utf-8") as stream:
                 yield from iter_records(stream)
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, ValueError, OSError, RuntimeError, *DAMAGED) as error:
+        # RuntimeError: an encrypted archive; of its kinds, an unknown compression and JSON too deep
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: cannot be read: {error}; delete it to download it again") from error

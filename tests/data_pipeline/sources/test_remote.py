@@ -12,6 +12,7 @@ from data_pipeline.datasets import find_dataset
 from data_pipeline.errors import DataError
 from data_pipeline.info import RemoteFile, SplitRecipe, SplitSizes
 from data_pipeline.prepare import prepare_dataset
+from data_pipeline.sources.remote import _zipped_json
 from data_pipeline.table import StructureTable
 from tests.data_pipeline.server import Site, serve
 
@@ -144,3 +145,22 @@ def test_malicious_figshare_pickle(tmp_path):
         with pytest.raises(DataError, match="it asks for os.system"):
             prepare_dataset(local(find_dataset("megnet-shear"), site, contents), tmp_path, allow_pickle=True)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("what", ["damaged", "deep", "encrypted"])
+def test_an_archive_that_cannot_be_unpacked_is_one_line(what, tmp_path):
+    path = tmp_path / "a.zip"
+    content = bytearray(zipped(megnet()))
+    if what == "deep":
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("x.json", "[" * 100_000)
+        content = bytearray(stream.getvalue())
+    elif what == "damaged":
+        content[60:120] = b"\xff" * 60
+    else:
+        content[6] |= 1
+        content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read: .*delete it to download it again"):
+        list(_zipped_json(path))

@@ -1,0 +1,79 @@
+"""Compressed files are read as what is in them; damaged ones and bombs are told in one line."""
+
+import bz2
+import gzip
+import lzma
+
+import pytest
+
+from data_pipeline.compressed import inner_name, is_compressed, open_bytes, read_bytes, read_text
+from data_pipeline.errors import DataError
+from data_pipeline.other_files import read_other
+from data_pipeline.sources.records import iter_fields
+from tests.cluster.trained import structures
+
+PACK = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@pytest.mark.parametrize("ending", PACK)
+def test_content_and_name(ending, tmp_path):
+    path = tmp_path / f"CONTCAR.Relax2{ending}"
+    path.write_bytes(PACK[ending]("\ufeffone\r\ntwo\n".encode()))
+    assert read_text(path) == "one\ntwo\n"
+    assert inner_name(path) == "contcar.relax2" and is_compressed(path) == bool(ending)
+    with open_bytes(path) as stream:
+        assert stream.read(3) == b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz"])
+def test_damage_and_size(ending, tmp_path):
+    path = tmp_path / f"x.cif{ending}"
+    packed = bytearray(PACK[ending](bytes(range(256)) * 4000))
+    path.write_bytes(packed)
+    with pytest.raises(ValueError, match="unreadable file: more than 1000 bytes, decompressed"):
+        read_bytes(path, limit=1000)
+    path.write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(ValueError, match="unreadable file: cannot be decompressed: "):
+        read_bytes(path)
+    path.write_bytes(b"plain text")
+    with pytest.raises((ValueError, OSError)):
+        read_bytes(path)
+
+
+def test_records_in_damaged_and_deep_files(tmp_path):
+    damaged = bytearray(gzip.compress(b'[{"id": "a"}, {"id": "b"}]' * 100))
+    damaged[10:40] = b"\xff" * 30  # no kind of deflated block begins so
+    (tmp_path / "a.json.gz").write_bytes(damaged)
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "deep.JSONL.xz").write_bytes(lzma.compress(b'\xef\xbb\xbf{"id": 1}\n' + b"[" * 100_000 + b"\n"))
+    with pytest.raises(DataError, match=r"a\.json\.gz: cannot be read: Error -3"):
+        list(iter_fields(tmp_path / "a.json.gz"))
+    with pytest.raises(DataError, match=r"deep\.json: cannot be read: JSON within JSON, too deep"):
+        list(iter_fields(tmp_path / "deep.json"))
+    assert list(iter_fields(tmp_path / "deep.JSONL.xz")) == [
+        {"id": 1},
+        "unreadable record: JSON within JSON, too deep to be a structure",
+    ]
+
+
+def test_other_formats(tmp_path):
+    structure = structures()[0]
+    plain, packed = tmp_path / "x.xsf", tmp_path / "x.XSF.xz"
+    structure.to(filename=str(plain))
+    packed.write_bytes(lzma.compress(plain.read_bytes()))
+    assert read_other(packed).positions.tolist() == read_other(plain).positions.tolist()
+    with pytest.raises(FileNotFoundError):
+        read_other(tmp_path / "none.xsf")
+    with pytest.raises(ValueError, match="unreadable structure: ValueError"):
+        read_other(_made(tmp_path / "x.unknown", "x"))
+
+
+def test_a_charge_density_without_symbols_is_refused(tmp_path):
+    poscar = "x\n1.0\n0 2.8 2.8\n2.8 0 2.8\n2.8 2.8 0\n1 1\nDirect\n0 0 0\n0.25 0.25 0.25\n"
+    with pytest.raises(ValueError, match="unreadable structure: Elements in POSCAR cannot be determined"):
+        read_other(_made(tmp_path / "CHGCAR", f"{poscar}\n1 1 1\n1.0\n"))
+
+
+def _made(path, text):
+    path.write_text(text)
+    return path
