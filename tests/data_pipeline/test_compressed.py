@@ -9,6 +9,7 @@ import pytest
 from data_pipeline.compressed import inner_name, is_compressed, open_bytes, read_bytes, read_text
 from data_pipeline.errors import DataError
 from data_pipeline.other_files import read_other
+from data_pipeline.own import OwnData, prepare_source
 from data_pipeline.sources.records import iter_fields
 from tests.cluster.trained import structures
 
@@ -77,3 +78,17 @@ def test_a_charge_density_without_symbols_is_refused(tmp_path):
 def _made(path, text):
     path.write_text(text)
     return path
+
+
+def test_prepare_takes_compressed_files_and_refuses_several_structures(tmp_path):
+    folder = tmp_path / "cifs"
+    folder.mkdir()
+    texts = [structure.to(fmt="cif") for structure in structures()]
+    for i in range(8):
+        (folder / f"s{i}.cif{['.gz', '.xz'][i % 2]}").write_bytes(PACK[[".gz", ".xz"][i % 2]](texts[i % 4].encode()))
+    (folder / "two.cif").write_text(texts[0] + texts[2])
+    names = [*(f"s{i}" for i in range(8)), "two"]
+    (folder / "id_prop.csv").write_text("".join(f"{name},{i}\n" for i, name in enumerate(names)))
+    done = prepare_source(OwnData(path=folder, name="mine", split=(0.5, 0.25, 0.25)), tmp_path / "data")
+    (row,) = done.rejected
+    assert row.reason.startswith("several structures: 2 data blocks hold atoms: ")
