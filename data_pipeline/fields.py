@@ -144,7 +144,7 @@ def _structure(fields: Mapping[str, Any]) -> Crystal:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"unreadable structure: field {name!r} is not JSON: {error}") from error
     if isinstance(value, Mapping):
         return from_jarvis(value) if "lattice_mat" in value else from_pymatgen_dict(value)

@@ -33,7 +33,7 @@ class RejectedRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedDataset:
-    """What dataset.json says. reused: it was there already and nothing was done.
+    """What dataset.json says. reused: it was there already and nothing was done. own_splits: the source named them.
 
     statistics has an entry a target; rejected lists every row left out and why.
     """
@@ -49,6 +49,7 @@ class PreparedDataset:
     citation: str
     licence: str
     fingerprint: str
+    own_splits: bool = False
     reused: bool = True
 
     def split_path(self, split: str) -> Path:
@@ -98,4 +99,5 @@ def _from_json(raw: dict[str, Any], path: Path) -> PreparedDataset:
         citation=raw["citation"],
         licence=raw["licence"],
         fingerprint=raw["fingerprint"],
+        own_splits="ratios" not in raw["split"],
     )

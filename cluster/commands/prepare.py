@@ -116,10 +116,11 @@ def summary(prepared: PreparedDataset) -> list[str]:
     """Sizes, rejected rows with their reasons, where it lies, and what to do with it."""
     from data_pipeline.describe import rejected_lines
 
-    sizes = prepared.sizes
+    sizes, own = prepared.sizes, prepared.own_splits
     targets = ", ".join(f"{t.name} [{t.unit}]" if t.unit else t.name for t in prepared.targets)
     return [
         f"{prepared.name}: {sizes.train} train, {sizes.val} val, {sizes.test} test; targets {targets}",
+        *(["splits    the source's own: its column or files name them, not --split and --seed"] if own else []),
         *rejected_lines(prepared),
         f"prepared  {prepared.path}",
         f"look      crystalformer info {prepared.name}",

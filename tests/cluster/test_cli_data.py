@@ -104,6 +104,19 @@ def test_split_seed_and_targets_reach_the_data(tmp_path, capsys):
     assert load_prepared(tmp_path, "d").target_names == ("n",)
 
 
+def test_a_source_with_splits_of_its_own_says_that_they_are_used(tmp_path, capsys):
+    source = json_gz_file(tmp_path / "data.json.gz")
+    rows = json.loads(gzip.decompress(source.read_bytes()))
+    for i, row in enumerate(rows):
+        row["split"] = ("train", "train", "val", "test")[i % 4]
+    source.write_bytes(gzip.compress(json.dumps(rows).encode()))
+    words = ["prepare", "--source", str(source), "--name", "mine", "--data_dir", str(tmp_path)]
+    assert main([*words, "--split", "0.5,0.2,0.3"]) == 0
+    text = capsys.readouterr().out
+    assert "mine: 10 train, 5 val, 5 test" in text
+    assert "splits    the source's own: its column or files name them, not --split and --seed\n" in text
+
+
 def test_rejected_rows_are_summarized_and_strict_refuses_them(tmp_path, capsys):
     source = json_gz_file(tmp_path / "data.json.gz", bad=(3, 4))
     words = ["prepare", "--source", str(source), "--name", "mine", "--data_dir", str(tmp_path)]

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster import inputs
 from cluster.cli import main
 from cluster.inputs import find_structures, plan_pieces, read_piece
 from data_pipeline.crystal import structure_columns
@@ -84,9 +85,9 @@ def test_what_is_damaged_is_a_line_and_the_others_are_predicted(tmp_path, capsys
     assert len(out.read_text().splitlines()) == 2
     *lines, last = capsys.readouterr().err.splitlines()
     assert last == "6 of 7 structures could not be read"
-    assert [line.split(": ")[0] for line in lines] == names
+    assert [line.split(": ")[0] for line in lines] == [*names[:3], f"{names[3]} x", *names[4:]]
     assert "Error -3 while decompressing" in lines[0] and "cannot be decompressed" in lines[1]
-    assert "too deep to be a structure" in lines[2] and "too deep" in lines[3]
+    assert "too deep to be a structure" in lines[2] and "recursion" in lines[3]
     assert "the POSCAR names none (VASP 4 form)" in lines[5]
 
 
@@ -119,3 +120,26 @@ def test_a_table_damaged_in_a_page_is_read_up_to_it(tmp_path):
 def test_a_file_that_is_not_there(name, tmp_path):
     (one,) = found(tmp_path / name)
     assert one.id == str(tmp_path / name) and ("No such file" in one.problem or "not found" in one.problem)
+
+
+def test_large_json_files_are_counted_record_by_record(tmp_path, monkeypatch):
+    """Else 200,000 records in one file would pass for one structure, and wait in memory until all are predicted."""
+    monkeypatch.setattr(inputs, "COUNTED_BYTES", 4000)
+    one = json.loads(structures()[0].to(fmt="json"))
+    lines = "\n".join(json.dumps({"id": f"s{i}", "structure": one}) for i in range(30))
+    contents = {
+        "1.cif": structures()[0].to(fmt="cif").encode(),
+        "2.jsonl": lines.encode(),
+        "3.json": json.dumps([{"structure": one}] * 7).encode(),
+        "4.json": json.dumps(one).encode(),
+        "5.jsonl.gz": gzip.compress(lines.encode(), compresslevel=0),
+        "6.json": b"[" + b" " * 5000 + b'{"structure": ',
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    pieces = plan_pieces([str(tmp_path)])
+    assert [(len(piece.paths), piece.count) for piece in pieces] == [(1, 1), (1, 30), (1, 7), (1, 1), (1, 30), (1, 1)]
+    answers = [list(read_piece(piece)) for piece in pieces]
+    assert [len(some) for some in answers] == [1, 30, 7, 1, 30, 1]
+    assert [one.problem for some in answers[:-1] for one in some] == [None] * 69
+    assert answers[-1][0].problem is not None

@@ -1,6 +1,7 @@
 """Very many structures, made few here: the same answers through Ray Data, and going on after a stop."""
 
 import csv
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +67,21 @@ def test_the_answers_are_those_of_few_structures(given, local_ray, tmp_path, mon
     assert [[row[0], row[1], row[-1]] for row in rows] == [[row[0], row[1], row[-1]] for row in few]
     numbers, expected = (np.array([row[2:6] for row in table], dtype=float) for table in (rows, few))
     np.testing.assert_allclose(numbers, expected, rtol=2e-6, atol=1e-6)
+
+
+def test_records_of_a_json_file_are_many_too(given, many, local_ray, tmp_path, monkeypatch, capsys):
+    cscl = json.loads(structures()[2].to(fmt="json"))
+    source = tmp_path / "many.jsonl"
+    source.write_text("\n".join(json.dumps({"id": f"s{i}", "structure": cscl}) for i in range(12)))
+    assert main(["predict", given[0], str(source), "--output", str(tmp_path / "here.csv")]) == 0
+    monkeypatch.setattr(inputs, "COUNTED_BYTES", 1000)
+    monkeypatch.setattr(screening, "ROWS_AT_ONCE", 5)
+    assert main(["predict", given[0], str(source)]) == 2
+    assert "--output is needed for 12 structures" in capsys.readouterr().err
+    assert main(["predict", given[0], str(source), "--output", str(tmp_path / "streamed.csv")]) == 0
+    (_, few), (_, rows) = table_of(tmp_path / "here.csv"), table_of(tmp_path / "streamed.csv")
+    assert [row[0] for row in rows] == [row[0] for row in few] == [f"s{i}" for i in range(12)]
+    np.testing.assert_allclose([float(row[2]) for row in rows], [float(row[2]) for row in few], rtol=2e-6)
 
 
 def test_a_stopped_command_goes_on_without_repeating_what_is_done(given, many, local_ray, tmp_path, monkeypatch):
