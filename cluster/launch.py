@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,14 +17,18 @@ from cluster.deepspeed_config import overlay_of
 from cluster.errors import RunFailed, UserError
 from cluster.feed import TargetScaling
 from cluster.fine_tuning import load_initial
+from cluster.fit import Fit
 from cluster.interrupts import Interrupts, RunStopped
 from cluster.loop import Job, run_worker
 from cluster.monitor import Message, Monitor
 from cluster.progress import Progress
 from cluster.report import MetricsLog, read_metrics
+from cluster.room import alive_nodes, cpus_that_fit, described, grows, share_of, workers_that_fit
 from cluster.session import autoscaled, require_told
+from cluster.snapshot import mend_snapshot
 from cluster.storage import RunStore
 from cluster.tables import SharedTables, SplitTables, TablesOnDisk, share
+from cluster.waiting import Waiting
 
 POLL_SECONDS = 0.25
 
@@ -46,20 +50,41 @@ def launch(
     workers stop at their next step, with a checkpoint. ``track`` is given each row as it is written. RunStopped where
     a signal ended the run before, RunFailed where it cannot go on.
     """
-    monitor = _monitor()
-    trainer = _trainer(config, store, tables, scaling, monitor)
+    monitor, reserved = _monitor(), worker_resources(config)
+    mended = mend_snapshot(store.ray_storage) if config.run.resume else ""
+    job = Job(
+        config=config.to_flat(),
+        tables={},
+        radius=config.model.neighbor_radius,
+        scaling=scaling,
+        threads=reserved[0],
+        monitor=monitor,
+        initial=load_initial(config),
+        overlay=overlay_of(config),
+    )
     with Recorder(store, config, units, track) as recorder, Interrupts() as interrupts:
-        fit = _Fit(trainer)
-        fit.start()
+        if mended:
+            recorder.note(mended)
+        waiting = Waiting(config.scale.num_workers, reserved[1], recorder.note)
+        fit = Fit(
+            lambda: _trainer(config, store, replace(job, tables=_shared(config, tables)), reserved),
+            with_tasks=any(isinstance(table, SplitTables) for table in tables.values()),
+        )
         told = False
-        while fit.is_alive():
-            fit.join(POLL_SECONDS)
-            enough = not follow(recorder.take(monitor))
-            if interrupts.received is not None and not told:
-                recorder.note("stopping: a checkpoint is written at the next step; once more to stop at once")
-            if (interrupts.received is not None or enough) and not told:
-                monitor.stop.remote()
-                told = True
+        try:
+            while fit.under_way(POLL_SECONDS):
+                enough = not follow(recorder.take(monitor))
+                waiting.look()
+                if interrupts.received is not None and (waiting.told or not recorder.begun):
+                    raise _stopped(config, " while no worker was at work", interrupts.received)
+                if interrupts.received is not None and not told:
+                    recorder.note("stopping: a checkpoint is written at the next step; once more to stop at once")
+                if (interrupts.received is not None or enough) and not told:
+                    monitor.stop.remote()
+                    told = True
+        except BaseException:
+            fit.end()
+            raise
         follow(recorder.take(monitor))
     if recorder.failure:
         raise RunFailed(recorder.failure)
@@ -68,9 +93,19 @@ def launch(
         raise RuntimeError(f"training ended without a checkpoint in {store.location}")
     finished = bool((result.metrics or {}).get("finished"))
     if not finished and interrupts.received is not None:
-        name = config.run.run_name
-        raise RunStopped(f"stopped; go on with the same command and --run_name {name} --resume", interrupts.received)
+        raise _stopped(config, "", interrupts.received)
     return result.checkpoint
+
+
+def _stopped(config: TrainConfig, when: str, signal_number: int) -> RunStopped:
+    name = config.run.run_name
+    return RunStopped(f"stopped{when}; go on with the same command and --run_name {name} --resume", signal_number)
+
+
+def _work(job: Job) -> None:
+    """Entry point of a Ray Train worker: run_worker, and word to the driver that it begins."""
+    job.monitor.send.remote({"kind": "begun"})
+    run_worker(job)
 
 
 def _monitor() -> Any:  # noqa: ANN401 - a Ray actor handle
@@ -79,65 +114,17 @@ def _monitor() -> Any:  # noqa: ANN401 - a Ray actor handle
     return Monitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # made by ray.remote
 
 
-class _Fit(threading.Thread):
-    """TorchTrainer.fit in a thread of its own: Ray then leaves the signals to us."""
-
-    def __init__(self, trainer: TorchTrainer) -> None:
-        super().__init__(name="ray-train-fit", daemon=True)
-        self._trainer = trainer
-        self._result: Any = None
-        self._error: Exception | None = None
-
-    def run(self) -> None:
-        """Fit; whatever comes of it is kept for ``result``."""
-        try:
-            self._result = self._trainer.fit()
-        except Exception as error:  # noqa: BLE001 - raised again by result()
-            self._error = error
-
-    def result(self) -> Any:  # noqa: ANN401 - Ray's Result
-        """What fit returned. RunFailed says in a line why it failed; its cause tells all."""
-        if self._error is not None:
-            raise RunFailed(f"training failed: {_reason(self._error)}; --debug tells more") from self._error
-        return self._result
-
-
-def _reason(error: Exception) -> str:
-    """The first worker's error, or the controller's, without its traceback."""
-    failures = getattr(error, "worker_failures", None)
-    first = next(iter(failures.items()), None) if failures else None
-    if first is not None:
-        rank, error = first
-        return f"worker {rank}: {_last_line(error)}"
-    return _last_line(getattr(error, "controller_failure", error))
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
+def _shared(config: TrainConfig, tables: Mapping[str, AnyTables]) -> dict[str, SharedTables | TablesOnDisk]:
+    return {split: share(table, config.data.memory_limit_mb) for split, table in tables.items()}
 
 
 def _trainer(
-    config: TrainConfig,
-    store: RunStore,
-    tables: Mapping[str, AnyTables],
-    scaling: TargetScaling,
-    monitor: Any,  # noqa: ANN401 - a Ray actor handle
+    config: TrainConfig, store: RunStore, job: Job, reserved: tuple[int, dict[str, float], bool]
 ) -> TorchTrainer:
-    threads, resources, gpu = worker_resources(config)
+    _, resources, gpu = reserved
     workers = config.scale.num_workers
-    job = Job(
-        config=config.to_flat(),
-        tables={split: share(table, config.data.memory_limit_mb) for split, table in tables.items()},
-        radius=config.model.neighbor_radius,
-        scaling=scaling,
-        threads=threads,
-        monitor=monitor,
-        initial=load_initial(config),
-        overlay=overlay_of(config),
-    )
     return TorchTrainer(
-        run_worker,
+        _work,
         train_loop_config=job,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
@@ -155,17 +142,31 @@ def _trainer(
 
 
 def worker_resources(config: TrainConfig) -> tuple[int, dict[str, float], bool]:
-    """torch threads of a worker, what Ray reserves for it, and whether it has a GPU. UserError for too few GPUs."""
-    total, scale = ray.cluster_resources(), config.scale
-    gpus, workers = total.get("GPU", 0.0), scale.num_workers
+    """torch threads of a worker, what Ray reserves for it, and whether it has a GPU.
+
+    UserError where the cluster has no room for the workers, on nodes that are there or may come.
+    """
+    scale, nodes = config.scale, alive_nodes()
+    gpus, workers = sum(node.gpus for node in nodes), scale.num_workers
     if autoscaled():
         require_told(device=scale.device, cpus_per_worker=scale.cpus_per_worker)
-    elif scale.device == "cuda" and gpus < workers.fewest:
+    elif scale.device == "cuda" and gpus < workers.fewest and not grows():
         raise UserError(f"device cuda: {workers} workers need a GPU each, the cluster has {gpus:g}")
     gpu = scale.device == "cuda" or (scale.device == "auto" and gpus >= workers.fewest)
-    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    even = min(total.get("CPU", 1.0) / workers.most, max(nodes))
-    cpus = scale.cpus_per_worker or (float(int(even)) if even >= 1 else even)
+    if scale.cpus_per_worker is not None:
+        cpus = scale.cpus_per_worker
+        room = workers_that_fit(nodes, cpus, gpu=gpu)
+        if room < workers.fewest and not grows():
+            each = share_of(cpus, gpu=gpu)
+            raise UserError(
+                f"cpus_per_worker {cpus:g}: there is room for {room} of {workers} workers of {each} each on the "
+                f"cluster's {described(nodes)}"
+            )
+    else:
+        cpus = cpus_that_fit(nodes, min(workers.most, int(gpus)) if gpu else workers.most, gpu=gpu)
+        if not cpus:
+            kind = "a CPU and a GPU" if gpu else "a CPU"
+            raise UserError(f"num_workers {workers}: they need {kind} each, the cluster has {described(nodes)}")
     threads = scale.threads_per_worker or max(1, int(cpus))
     return threads, {"CPU": cpus} | ({"GPU": 1.0} if gpu else {}), gpu
 
@@ -181,6 +182,8 @@ class Recorder:
         self._push_failed = False
         self.failure = ""
         """Why the run cannot go on, where a worker said so."""
+        self.begun = False
+        """Whether a worker has begun its work."""
         done = read_metrics(store.folder)[-1:] if config.run.resume else []
         done_epochs = done[0]["epoch"] if done else 0
         self._progress = Progress(config.optim.epochs, units, done_epochs=done_epochs)
@@ -226,6 +229,8 @@ class Recorder:
             self._catch_up(message["rows"])
         elif message["kind"] == "failed":
             self.failure = message["text"]
+        elif message["kind"] == "begun":
+            self.begun = True
         elif message["kind"] == "step":
             self._progress.step(message["epoch"], message["done"], message["total"])
         else:
