@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cluster.config import TrainConfig
 from cluster.errors import UserError
 from cluster.interrupts import Interrupts, RunStopped
+from cluster.room import alive_nodes, workers_that_fit
 from cluster.session import autoscaled, ray_session, require_told
 from cluster.tables import cached_structures
 from data_pipeline.prepared import PreparedDataset
@@ -240,6 +241,8 @@ def _capacity(plan: Search) -> Capacity:
     fit = int((all_cpus + 1e-9) // (cpus * workers + outer))
     if gpu:
         fit = min(fit, int(gpus // workers))
+    if not autoscaled():  # what several nodes have left over makes no worker
+        fit = min(fit, workers_that_fit(alive_nodes(), cpus, gpu=gpu) // workers)
     if fit < 1:
         raise UserError(
             f"cpus_per_worker {cpus:g}: a trial of {workers} workers does not fit the cluster's {all_cpus:g} CPUs"
