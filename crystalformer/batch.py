@@ -25,6 +25,13 @@ lasting = torch.inference_mode(mode=False)
 """Decorates what makes tensors that a batch keeps: those made under inference_mode could never be trained with."""
 
 
+class Derived(dict[Any, Any]):
+    """What backends derive from a batch, in this process: copies and pickles begin with none of it."""
+
+    def __reduce__(self) -> tuple[type[Derived], tuple[()]]:
+        return Derived, ()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Disorder:
     """The species of disordered sites; a site's atomic number in the batch is then 0.
@@ -59,7 +66,7 @@ class PackedShells:
     neighbor: Tensor
     distance: Tensor
     count: Tensor
-    cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    cache: Derived = field(default_factory=Derived, init=False, repr=False, compare=False)
 
     @classmethod
     def pack(cls, shells: Sequence[Shells], sizes: Sequence[int], radius: float) -> PackedShells:
@@ -85,7 +92,6 @@ class PackedShells:
             neighbor=self.neighbor.to(device),
             distance=self.distance.to(device),
             count=self.count.to(device),
-            cache={},
         )
 
 
@@ -103,8 +109,8 @@ class CrystalBatch:
     lattice: Tensor
     sizes: Tensor
     disorder: Disorder | None = None
-    cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
-    _shells: dict[float, PackedShells] = field(default_factory=dict, repr=False, compare=False)
+    cache: Derived = field(default_factory=Derived, init=False, repr=False, compare=False)
+    _shells: dict[float, PackedShells] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     @lasting
@@ -214,14 +220,15 @@ class CrystalBatch:
     def to(self, device: torch.device | str) -> CrystalBatch:
         """The same batch on another device, shell lists included."""
         device = torch.device(device)
-        return CrystalBatch(
+        moved = CrystalBatch(
             positions=self.positions.to(device),
             atomic_numbers=self.atomic_numbers.to(device),
             lattice=self.lattice.to(device),
             sizes=self.sizes.to(device),
             disorder=None if self.disorder is None else self.disorder.to(device),
-            _shells={radius: shells.to(device) for radius, shells in self._shells.items()},
         )
+        moved._shells.update((radius, shells.to(device)) for radius, shells in self._shells.items())
+        return moved
 
     def attach_shells(self, shells: PackedShells) -> None:
         """Hand over lists found beforehand (a training run finds each crystal's once)."""

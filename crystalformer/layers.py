@@ -29,7 +29,7 @@ def positive(x: Tensor, function: PositiveFunction, lower: float) -> Tensor:
     if function.name == "exp":
         return (1 - b) * torch.exp(x * (beta / (1 - b))) + b
     if function.name == "softplus":
-        shift = math.log(math.expm1(beta * (1 - b))) / beta
+        shift = (1 - b) + math.log(-math.expm1(-beta * (1 - b))) / beta  # log(expm1(beta (1 - b))) / beta
         return functional.softplus(x + shift, beta=beta) + b
     slope = beta * (1 + b) / (1 - b)
     return (1 / b - b) * torch.sigmoid(x * slope + math.log(b)) + b

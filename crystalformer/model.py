@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crystalformer.batch import CrystalBatch, Disorder
+from crystalformer.batch import CrystalBatch, Disorder, lasting
 from crystalformer.config import MAX_ATOMIC_NUMBER, ModelConfig
 from crystalformer.layers import AllReduce, EncoderBlock
 
@@ -63,6 +63,7 @@ class Crystalformer(nn.Module):
             block.attention.prepare(batch)  # type: ignore[union-attr, operator]
         return batch
 
+    @lasting
     def warm_up(self) -> None:
         """Have the attention backend's kernels compiled, or read where they are kept: a first step waits for that.
 

@@ -30,7 +30,7 @@ class Handles(Generic[Plan]):
         """A new number for ``plan``: int64, no dimensions, on the CPU."""
         number = next(self._numbers)
         self._plans[number] = plan
-        handle = torch.tensor(number)
+        handle = torch.tensor(number, dtype=torch.int64, device="cpu")
         handle.plan = plan  # type: ignore[attr-defined]  # torch keeps attributes as long as any graph has the tensor
         return handle
 

@@ -20,7 +20,7 @@ PADDING_DISTANCE = 1e4
 """Å. Radial features vanish there."""
 
 PADDING_LOG = -1e4
-"""log count of a padded row: its weight is the smallest that exponents are cut off at (radial.lowest_exponent)."""
+"""log count of a padded row: its weight is 0 (radial.vanishing_exp_)."""
 
 _EXTRA = 3
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,11 +25,16 @@ class RadialBasis:
     def __call__(self, distance: Tensor) -> Tensor:
         """b of distances (...) in Å, as (..., K)."""
         offset = distance.unsqueeze(-1) - self.centers(distance)
-        return offset.square_().mul_(-0.5 / self.width**2).clamp_(min=lowest_exponent(distance.dtype)).exp_()
+        return vanishing_exp_(offset.square_().mul_(-0.5 / self.width**2))
+
+
+def vanishing_exp_(exponent: Tensor) -> Tensor:
+    """exp, in place; 0 from ``lowest_exponent`` down, since what is cut off must not count in a gradient either."""
+    return functional.threshold(exponent, lowest_exponent(exponent.dtype), -math.inf, inplace=True).exp_()
 
 
 def lowest_exponent(dtype: torch.dtype) -> float:
-    """Exponents are cut off here, far below rounding, so that no product of two exponentials is a denormal number.
+    """Exponentials end here, far below rounding, so that no product of two of them is a denormal number.
 
     Arithmetic on denormals is some fifty times slower on CPUs; exp(-32) = 1e-14 beside 1 is nothing in float32.
     """

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from crystalformer.batch import CrystalBatch, lasting
 from crystalformer.ops.handles import Handles
+from crystalformer.ops.radial import vanishing_exp_
 
 CLAMP = 1e-6
 """Phi is at least this much (the authors' value): its logarithm must exist."""
@@ -152,8 +153,7 @@ def _attention(
     """Attention (G, H, Q, n), Phi (G, H, Q, n) and the weights w (G, H, Q, W) of a chunk of queries."""
     crystals, queries, heads = rho.shape
     exponent = rho.permute(0, 2, 1).unsqueeze(-1) * (-0.5 * scale**2 * group.squared[:, None, None, :])
-    lowest = -200.0 if rho.dtype == torch.float64 else -32.0
-    weights = exponent.clamp_(min=lowest).exp_().mul_(group.factor[:, None, None, :])
+    weights = vanishing_exp_(exponent).mul_(group.factor[:, None, None, :])
     cosine, sine = group.phases[:, None, part].chunk(2, -1)
     left = torch.cat([weights * cosine, weights * sine], -1).view(crystals, heads * queries, -1)
     phi = torch.bmm(left, group.phases.transpose(1, 2)).view(crystals, heads, queries, -1)

@@ -19,7 +19,7 @@ from crystalformer.ops import reciprocal
 from crystalformer.ops.blocks import PLANS, Block, BlockPlan
 from crystalformer.ops.pairs import PairColumns, PairLookup
 from crystalformer.ops.precision import own_precision
-from crystalformer.ops.radial import RadialBasis, lowest_exponent
+from crystalformer.ops.radial import RadialBasis, vanishing_exp_
 
 
 def _forward(  # noqa: PLR0913 - the operands of one equation
@@ -47,7 +47,7 @@ def _forward(  # noqa: PLR0913 - the operands of one equation
             atoms, tables = _atoms(block), plan.tables(block, m)
             scores = _scores(plan, tables, q[atoms], _keys(k, tables))
             exponent, lse[:, atoms] = tables.exponent(scores, c[:, atoms], None, _buffer(plan, "p", scores, m))
-            p = _exp(exponent)
+            p = vanishing_exp_(exponent)
             if radial is not None:
                 torch.bmm(p, plan.features(block, radial, m), out=sums[atoms])
             collapsed = tables.collapse(p, _pair_buffer(plan, tables, scores))
@@ -94,7 +94,7 @@ def _attention_backward(  # noqa: PLR0913 - the operands of one equation
             atoms, tables = _atoms(block), plan.tables(block, m)
             keys, values = _keys(k, tables), _keys(v, tables)
             scores = _scores(plan, tables, q[atoms], keys)
-            p = _exp(tables.exponent(scores, c[:, atoms], lse[:, atoms], _buffer(plan, "p", scores, m))[0])
+            p = vanishing_exp_(tables.exponent(scores, c[:, atoms], lse[:, atoms], _buffer(plan, "p", scores, m))[0])
             scores = _scores(plan, tables, dy[atoms], values)
             dp = tables.spread(scores, inner[:, atoms], _buffer(plan, "dp", scores, m))
             if dsums is not None and radial is not None:
@@ -210,11 +210,6 @@ def _pair_buffer(plan: BlockPlan, tables: PairColumns | PairLookup, scores: Tens
     """(H·A·(J+1)·depth,) numbers."""
     heads, queries, keys = scores.shape
     return plan.buffer("pairs", heads * queries * (keys + 1) * tables.depth)
-
-
-def _exp(exponent: Tensor) -> Tensor:
-    """exp, in place, without denormal results."""
-    return exponent.clamp_(min=lowest_exponent(exponent.dtype)).exp_()
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

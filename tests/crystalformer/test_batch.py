@@ -1,10 +1,14 @@
 """CrystalBatch: packing, what is refused, disorder, shell lists shared by everyone who asks."""
 
+import copy
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from crystalformer import CrystalBatch, Disorder
+from crystalformer import CrystalBatch, Crystalformer, Disorder, ModelConfig
 from crystalformer.batch import PackedShells
 from crystalformer.neighbors import find_shells
 from tests.crystalformer.crystals import batch_of, golden_crystals, random_crystal
@@ -178,3 +182,27 @@ def test_moving_a_batch_takes_disorder_and_shells_along_but_no_cache():
     tensors = [on_meta.positions, on_meta.atomic_numbers, on_meta.lattice, on_meta.sizes, on_meta.shells(5.0).count]
     assert {t.device.type for t in [*tensors, on_meta.disorder.atom]} == {"meta"}
     assert on_meta.device.type == "meta"
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda batch: pickle.loads(pickle.dumps(batch))])
+def test_a_copy_knows_no_plan_of_another_process(how, backend):
+    """Plans go by numbers of this process: elsewhere the same number is another batch's plan."""
+    model = Crystalformer(ModelConfig(num_layers=1), backend=backend).eval()
+    batch = CrystalBatch.from_arrays([[0.0, 0, 0], [1.4, 1.4, 1.4]], [11, 17], [2.8 * np.eye(3)], [2])
+    with torch.no_grad():
+        expected = model(batch)
+        copied = how(batch)
+        assert not any(shells.cache for shells in copied._shells.values()) and copied._shells
+        del batch
+        assert torch.equal(model(copied), expected)
+
+
+def test_a_changed_batch_finds_its_neighbours_anew():
+    model = Crystalformer(ModelConfig(num_layers=1)).eval()
+    batch = CrystalBatch.from_arrays([[0.0, 0, 0], [1.4, 1.4, 1.4]], [11, 17], [2.8 * np.eye(3)], [2])
+    with torch.no_grad():
+        model(batch)
+        scaled = {"positions": batch.positions * 1.5, "lattice": batch.lattice * 1.5}
+        fresh = CrystalBatch.from_arrays(batch.positions * 1.5, [11, 17], batch.lattice * 1.5, [2])
+        assert torch.equal(model(replace(batch, **scaled)), model(fresh))

@@ -54,6 +54,13 @@ def test_rho_is_1_where_its_argument_is_0(name):
     assert float(at_zero) == pytest.approx(0.4 if name == "abs" else 1.0, rel=1e-12)
 
 
+@pytest.mark.parametrize("beta", [700.0, 3000.0])
+def test_softplus_has_no_steepest(beta):
+    x = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
+    found = positive(x, PositiveFunction(name="softplus", beta=beta), 0.4)
+    np.testing.assert_allclose(found.numpy(), [0.4, 1.0, 2.0], rtol=1e-12)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_rho_never_falls_below_its_bound_in_float32(name):
     x = torch.tensor([-1e4, -50.0, 50.0])

@@ -394,6 +394,8 @@ def test_warming_up_changes_nothing(domain):
     model = Crystalformer(ModelConfig(**SMALL, domain=domain)).train()
     before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     model.warm_up()
+    with torch.inference_mode():
+        model.warm_up()
     assert not model.frozen
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)

@@ -91,7 +91,10 @@ def _forward(  # noqa: PLR0913 - the operands of one equation
 
 def _kernels(handle: Tensor, like: Tensor, basis: Sequence[float], cutoff_sigmas: float) -> Kernels:
     n, heads, features = like.shape
-    return Kernels(PLANS.plan(handle), (n, heads, features), tuple(basis), cutoff_sigmas)
+    made = PLANS.plan(handle)
+    if len(made.arrays.order) != n:
+        raise RuntimeError(f"numba backend: the plan is of {len(made.arrays.order)} atoms, the operands of {n}")
+    return Kernels(made, (n, heads, features), tuple(basis), cutoff_sigmas)
 
 
 _attention = torch.library.custom_op("crystalformer::numba_attention", _forward, mutates_args=())

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ no longer than to read them."""
 REACH = 7.0
 """Widths of a Gaussian b(d) to each side of the distance that the kernels look at, at least but for half a spacing:
 exp(-6.5²/2) = 7e-10."""
+
+_FLOATS: Any = {"dtype": torch.float32, "device": "cpu"}
+"""What the kernels write, whatever the program's default dtype and device are."""
 
 _NOTHING = np.empty(0, np.float32)
 
@@ -57,7 +61,7 @@ class Kernels:
         q, k, v (N, H, D); c (N, H) in 1/Å²; weight (H or 1, D, K) or None; all of them contiguous.
         """
         make = torch.empty if self.shape[1] % LANES == 0 else torch.zeros
-        memory, y = make(sum(self._sizes().lengths)), torch.empty(self.shape)
+        memory, y = make(sum(self._sizes().lengths), **_FLOATS), torch.empty(self.shape, **_FLOATS)
         self._run(passes.forward_pass, [*qkv, c, y], weight, memory)
         return y, memory
 
@@ -69,12 +73,12 @@ class Kernels:
         dy (N, H, D), contiguous; memory: what the forward kept; weight_heads: of the weight, 0 for none.
         """
         n, heads, features = self.shape
-        dq, dk, dv = (torch.empty(self.shape) for _ in range(3))
-        dc = torch.empty(n, heads)
-        dweight = torch.empty(heads, features, int(self.basis[0])) if weight_heads else None
+        dq, dk, dv = (torch.empty(self.shape, **_FLOATS) for _ in range(3))
+        dc = torch.empty(n, heads, **_FLOATS)
+        dweight = torch.empty(heads, features, int(self.basis[0]), **_FLOATS) if weight_heads else None
         self._run(passes.backward_pass, [dq, dk, dv, dc, dy], dweight, memory)
         if dweight is None:
-            return dq, dk, dv, dc, torch.empty(0, features, 0)
+            return dq, dk, dv, dc, torch.empty(0, features, 0, **_FLOATS)
         return dq, dk, dv, dc, dweight if weight_heads == heads else dweight.sum(0, keepdim=True)
 
     def _run(self, work: Pass, operator: Sequence[Tensor], weight: Tensor | None, memory: Tensor) -> None:

@@ -30,7 +30,7 @@ _FUSED = ("contract", "nsz")
 """A product and a sum may become one instruction. NaN and infinities stay what they are."""
 
 _LOWEST = -32.0
-"""Exponents are cut off there, as radial.lowest_exponent says."""
+"""Exponentials end there, as radial.lowest_exponent says."""
 
 _LOG2_E = 1.4426950216293335
 _LN2_HIGH = 0.693359375
@@ -332,7 +332,7 @@ def larger(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401, ARG001
 
 @intrinsic
 def exp(typing: Any, a: Any) -> Typed:  # noqa: ANN401, ARG001
-    """e^x of x <= 0 to 1.5e-7 of itself; e^-32 for all x below -32, NaN for NaN."""
+    """e^x of x <= 0 to 1.5e-7 of itself; 0 for x of -32 and below, NaN for NaN."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
         kind = args[0].type
@@ -342,7 +342,8 @@ def exp(typing: Any, a: Any) -> Typed:  # noqa: ANN401, ARG001
             return ir.Constant(kind, [value] * kind.count)
 
         low = floats(_LOWEST)
-        x = builder.select(builder.fcmp_unordered("<", low, args[0]), args[0], low)
+        counts = builder.fcmp_unordered("<", low, args[0])
+        x = builder.select(counts, args[0], low)
         power = builder.fptosi(_fma(builder, x, floats(_LOG2_E), floats(-0.5)), whole_kind)
         whole = builder.sitofp(power, kind)
         rest = _fma(builder, whole, floats(-_LN2_LOW), _fma(builder, whole, floats(-_LN2_HIGH), x))
@@ -353,7 +354,7 @@ def exp(typing: Any, a: Any) -> Typed:  # noqa: ANN401, ARG001
         mantissa = _fma(builder, series, square, builder.fadd(rest, floats(1.0), flags=_FUSED))
         biased = builder.add(power, ir.Constant(whole_kind, [127] * kind.count))
         scale = builder.bitcast(builder.shl(biased, ir.Constant(whole_kind, [23] * kind.count)), kind)
-        return builder.fmul(mantissa, scale, flags=_FUSED)
+        return builder.select(counts, builder.fmul(mantissa, scale, flags=_FUSED), floats(0.0))
 
     return a(a), code
 

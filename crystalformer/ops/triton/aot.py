@@ -36,7 +36,7 @@ TARGETS = {
 class Resources:
     """What one compiled kernel takes: registers a thread, bytes of stack and local memory a thread, shared bytes.
 
-    code: SHA-256 of the PTX or AMD assembly.
+    code: ``digest_of`` the PTX or AMD assembly.
     """
 
     kernel: str
@@ -88,9 +88,16 @@ def _compile(
         target=target,
         warps=warps,
         shared=built.metadata.shared,
-        code=hashlib.sha256(built.asm["ptx" if nvidia else "amdgcn"].encode()).hexdigest(),
+        code=digest_of(built.asm["ptx" if nvidia else "amdgcn"]),
         **(_nvidia_usage(built.asm["cubin"]) if nvidia else _amd_usage(built.asm["amdgcn"])),
     )
+
+
+def digest_of(assembly: str) -> str:
+    """SHA-256 of the instructions: what serves debuggers names the files, and Triton keeps code by their content."""
+    code, _, _ = assembly.partition("\t.section\t.debug_")
+    lines = [line for line in code.splitlines() if not line.lstrip().startswith((".file", ".loc"))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _nvidia_usage(cubin: bytes) -> dict[str, int]:

@@ -201,3 +201,31 @@ def test_features_follow_the_basis_not_the_batch():
         given = operands(batch, radial=radial, scale=0.6)
         found = errors(attend(batch, given, "torch"), attend(batch, given, "reference"))
         assert all(error < 1e-9 for error in found.values())
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_weights_that_are_cut_off_have_no_gradient(backend):
+    """Of a narrow head beside a wide one, every image but the atom itself weighs e^-(huge), times a huge distance."""
+    batch = batch_of(*golden_crystals())
+    given = operands(batch).to(torch.float32)
+    rho = given.rho.clone()
+    rho[:, 1] = 1e10
+    given = replace(given, rho=rho)
+    exact = attend(batch, given.to(torch.float64), "reference")
+    found = attend(batch, given, backend)
+    assert float((found["drho"][:, 1] * 1e10).abs().max()) < 1e-4
+    others = {name: (found[name], exact[name]) for name in ("y", "dv", "dweight")}
+    assert all(float((a - b).abs().max() / b.abs().max()) < 1e-5 for a, b in others.values())
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_programs_default_dtype_does_not_matter(default):
+    batch = batch_of(*golden_crystals())
+    given = operands(batch).to(torch.float32)
+    expected = attend(batch, given, "numba")
+    torch.set_default_dtype(default)
+    try:
+        found = attend(batch_of(*golden_crystals()), given, "numba")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
