@@ -81,6 +81,7 @@ def load_prepared(data_dir: Path, name: str) -> PreparedDataset:
 
 
 def _from_json(raw: dict[str, Any], path: Path) -> PreparedDataset:
+    recipe = raw.get("split", {})
     return PreparedDataset(
         name=raw["name"],
         path=path,
@@ -99,5 +100,5 @@ def _from_json(raw: dict[str, Any], path: Path) -> PreparedDataset:
         citation=raw["citation"],
         licence=raw["licence"],
         fingerprint=raw["fingerprint"],
-        own_splits="ratios" not in raw["split"],
+        own_splits=bool(recipe) and "ratios" not in recipe,
     )
