@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def run_worker(job: Job) -> None:
         return
     try:
         host.see_run_folder(job.config)
-        Worker(config, job, place, host).run()
+        with closing(Worker(config, job, place, host)) as worker:
+            worker.run()
     except RunFailed as failure:  # on every worker alike
         if place.rank == 0:
             host.send({"kind": "failed", "text": str(failure)})
@@ -204,6 +206,10 @@ class Worker:
         first = global_batches(feed.num_rows, config.data.batch_size, config.run.seed, 1)[0]
         rows = deal(first, feed.costs[first], self._place.world_size)[self._place.rank]
         model.freeze_statistics(feed.batch(rows, self._place.device)[0], all_reduce)
+
+    def close(self) -> None:
+        """Nothing is told of this worker from now on."""
+        self._metrics.close()
 
     # Training --------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,9 @@ GPU_MEMORY = ("crystalformer_gpu_memory_bytes", "Memory allocated on the worker'
 DIVERGENCES = ("crystalformer_divergences", "Times the run ended because its loss was no finite number")
 STARTS = ("crystalformer_worker_starts", "Times the workers were started; more than once means a failure")
 
+REPEAT_SECONDS = 5.0
+"""Ray's agent drops a gauge that was not set again within 20 s: an epoch, and a step that hangs, may take longer."""
+
 
 class RunMetrics:
     """Gauges of one worker, labelled by run, targets and rank."""
@@ -42,13 +46,16 @@ class RunMetrics:
         Counter(*STARTS, tag_keys=tuple(labels)).inc(1, tags=labels)
         self._divergences = Counter(*DIVERGENCES, tag_keys=tuple(labels))
         self._labels = labels
+        self._last: dict[Gauge, float] = {}
+        self._closed = threading.Event()
+        self._repeating: threading.Thread | None = None
 
     def step(self, step: int, seconds: float) -> None:
         """``step`` steps are taken, the last one in ``seconds``."""
-        self._gauges["step"].set(step)
-        self._step_seconds.set(seconds)
+        self._set(self._gauges["step"], step)
+        self._set(self._step_seconds, seconds)
         if self._device.type == "cuda":
-            self._memory.set(torch.cuda.memory_allocated(self._device))
+            self._set(self._memory, torch.cuda.memory_allocated(self._device))
 
     def diverged(self) -> None:
         """The loss is no finite number; the run ends."""
@@ -58,9 +65,25 @@ class RunMetrics:
         """An epoch has ended; ``row`` as in metrics.jsonl. Of all workers the first alone is asked."""
         for key, gauge in self._gauges.items():
             if row.get(key) is not None:
-                gauge.set(float(row[key]))
+                self._set(gauge, float(row[key]))
         for target, value in row["val_mae"].items():
-            self._validation[target].set(value)
+            self._set(self._validation[target], value)
+
+    def close(self) -> None:
+        """The worker has ended: its gauges are no longer told."""
+        self._closed.set()
+
+    def _set(self, gauge: Gauge, value: float) -> None:
+        self._last[gauge] = value
+        gauge.set(value)
+        if self._repeating is None:
+            self._repeating = threading.Thread(target=self._repeat, name="metrics", daemon=True)
+            self._repeating.start()
+
+    def _repeat(self) -> None:
+        while not self._closed.wait(REPEAT_SECONDS):
+            for gauge, value in list(self._last.items()):
+                gauge.set(value)
 
 
 def _gauge(name: str, text: str, labels: Mapping[str, str]) -> Gauge:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from data_pipeline.crystal import Crystal
 
 Floats = npt.NDArray[np.float64]
-_Batch = tuple[list["Found"], list["Crystal"], CrystalBatch]
+_Batch = tuple[list["Found"], list["Crystal"], list[str], CrystalBatch]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,25 +87,28 @@ class Ensemble:
 
     def predict(self, found: Iterable[Found], batch_size: int | None = None) -> Iterator[Prediction]:
         """Predictions of structures that were read, in their order; batches as large as memory allows, or smaller."""
-        for group, crystals, batch in _ahead(self._batches(found, batch_size)):
+        for group, crystals, formulas, batch in _ahead(self._batches(found, batch_size)):
             mean, spread = self.predict_batch(batch)
             for i, (one, crystal) in enumerate(zip(group, crystals, strict=True)):
                 yield Prediction(
                     id=one.id,
-                    formula=formula(crystal),
+                    formula=formulas[i],
                     values=mean[i],
                     spread=None if spread is None else spread[i],
                     warning=self.seen.warning(crystal),
                 )
 
     def _batches(self, found: Iterable[Found], batch_size: int | None) -> Iterator[_Batch]:
-        """What was read, batch by batch, with neighbour shells, which all models share."""
+        """What was read, batch by batch: with neighbour shells, which all models share, and formulas.
+
+        Those are made here as they silence warnings, which reading listens to: Python's are those of the process.
+        """
         for group in _groups(found, max(self.radii, default=0.0), batch_size):
             crystals = [one.crystal for one in group if one.crystal is not None]
             batch = to_batch(crystals)
             for radius in self.radii:
                 batch.shells(radius)
-            yield group, crystals, batch
+            yield group, crystals, [formula(crystal) for crystal in crystals], batch
 
     def predict_batch(self, batch: CrystalBatch) -> tuple[Floats, Floats | None]:
         """Mean over the models and its spread (None for a single one), (B, T) each, in the targets' units."""

@@ -44,6 +44,9 @@ from data_pipeline.table import StructureTable
 ROWS_AT_ONCE = 256
 """Structures that a task hands on together: some 7 MB with the shells of the default model."""
 
+ATOMS_AT_ONCE = 4096
+"""A task hands on no more once it holds so many atoms: some 26 MB with the shells of the default model."""
+
 MEMORY = 2**30
 """Bytes of structures and shells that may wait for the actors."""
 
@@ -232,27 +235,42 @@ def _prepare(pieces: pa.Table, *, seen: Seen, radii: Sequence[float], here: str)
     for task in pieces.to_pylist():
         fields = json.loads(task["piece"])
         found = read_piece(Piece(**{**fields, "paths": tuple(fields["paths"])}))
-        first, some = 0, _next_from(found, here)
+        row, some = 0, _next_from(found, here)
         while some:
             following = _next_from(found, here)
-            place = {"number": task["number"], "first": first, "last": not following}
+            # Every row has its place: Ray cuts blocks that are large, and joins others.
+            place = {
+                "number": [task["number"]] * len(some),
+                "row": range(row, row + len(some)),
+                "last": [False] * (len(some) - 1) + [not following],
+            }
             yield _listed(some, place, seen, radii)
-            first += len(some)
+            row += len(some)
             some = following
 
 
 def _next_from(found: Iterator[Found], here: str) -> list[Found]:
+    some: list[Found] = []
+    atoms = 0
     with chdir(here):
-        return list(islice(found, ROWS_AT_ONCE))
+        for one in islice(found, ROWS_AT_ONCE):
+            some.append(one)
+            atoms += 0 if one.crystal is None else len(one.crystal.atomic_numbers)
+            if atoms >= ATOMS_AT_ONCE:
+                break
+    return some
 
 
-def _listed(found: Sequence[Found], place: Mapping[str, Any], seen: Seen, radii: Sequence[float]) -> pa.Table:
+def _listed(
+    found: Sequence[Found], place: Mapping[str, Sequence[int]], seen: Seen, radii: Sequence[float]
+) -> pa.Table:
     """A row a structure: its place, what is said of it, its arrays and shells, null where there is a problem."""
     crystals = [one.crystal for one in found if one.crystal is not None]
     good = np.cumsum([one.crystal is not None for one in found]) - 1
-    rows = pa.array([int(i) if one.crystal is not None else None for i, one in zip(good, found, strict=True)])
+    taken = [int(i) if one.crystal is not None else None for i, one in zip(good, found, strict=True)]
+    rows = pa.array(taken, pa.int64())
     said = {
-        **{name: [value] * len(found) for name, value in place.items()},
+        **{name: pa.array(values) for name, values in place.items()},
         "id": [one.id for one in found],
         "where": [one.where for one in found],
         "problem": pa.array([one.problem for one in found], pa.string()),
@@ -282,14 +300,14 @@ class _Predict:
         self._radii = self._models.radii
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Predict the rows of a block and write a shard for each piece that begins, goes on or ends in it."""
-        starts = [0, *(np.flatnonzero(np.diff(_place(block))) + 1).tolist(), len(block)]
+        """Predict the rows of a block and write a shard for each run of rows that follow each other in a piece."""
+        starts = [0, *(np.flatnonzero(np.diff(_place(block)) != 1) + 1).tolist(), len(block)]
         written = [self._shard(block.slice(a, b - a).combine_chunks()) for a, b in pairwise(starts) if b > a]
         return pa.table({"rows": pa.array(written, pa.int64())})
 
     def _shard(self, rows: pa.Table) -> int:
-        number, first = rows.column("number")[0].as_py(), rows.column("first")[0].as_py()
-        last = "last" if rows.column("last")[0].as_py() else "more"
+        number, first = rows.column("number")[0].as_py(), rows.column("row")[0].as_py()
+        last = "last" if rows.column("last")[-1].as_py() else "more"
         said = rows.select(["id", "where", "problem", "formula", "warning"])
         valid = rows.column("problem").is_null()
         names = self._models.header[2:-1]
@@ -327,6 +345,6 @@ class _Predict:
 
 
 def _place(block: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """(rows,) one number for each piece and beginning."""
-    number, first = (block.column(name).to_numpy() for name in ("number", "first"))
-    return np.asarray(number * (1 << 32) + first, dtype=np.int64)
+    """(rows,) one number for each row of each piece, the next row's the next."""
+    number, row = (block.column(name).to_numpy() for name in ("number", "row"))
+    return np.asarray(number * (1 << 32) + row, dtype=np.int64)

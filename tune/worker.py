@@ -119,14 +119,15 @@ class OneWorker:
         worker = Worker(config, job, Place(rank=0, world_size=1, device=device), TrialHost(folder, deadline))
         self.history: list[Row] = list(worker.rows)
         """Rows of the epochs before the checkpoint it was resumed from."""
-        self._epochs = worker.epochs()
+        self._worker, self._epochs = worker, worker.epochs()
 
     def __next__(self) -> Row:
         return next(self._epochs)
 
     def close(self) -> None:
         """Let go of the model and its memory."""
-        del self._epochs
+        self._worker.close()
+        del self._worker, self._epochs
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

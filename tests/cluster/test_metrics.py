@@ -9,10 +9,13 @@ import urllib.request
 
 import pytest
 import ray
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 import cluster  # noqa: F401 - sets Ray's environment before Ray is imported
-from cluster.metrics import _GAUGES, STARTS, STEP_SECONDS, VALIDATION
+from cluster import metrics
+from cluster.machine import Place
+from cluster.metrics import _GAUGES, STARTS, STEP_SECONDS, VALIDATION, RunMetrics
 from tests.cluster.small import SMALL
 
 DEADLINE_SECONDS = 120
@@ -71,6 +74,33 @@ def test_a_live_run_is_scraped(endpoint, tmp_path):
     assert 0.0 < validation.value < 1.0
     assert found["crystalformer_step"][0].value >= found["crystalformer_epoch"][0].value >= 1
     assert found[STARTS[0] + "_total"][0].value == 1
+
+
+def test_gauges_stay_while_a_step_hangs_and_go_with_the_worker(endpoint, monkeypatch):
+    """Ray forgets a gauge after two exports, here a second: an alert for a hanging step would see none."""
+    monkeypatch.setattr(metrics, "REPEAT_SECONDS", 0.2)
+    told = RunMetrics("hangs", ("shear",), Place(rank=0, world_size=1, device=torch.device("cpu")))
+
+    def steps() -> list[float]:
+        samples = scrape(endpoint).get("crystalformer_step", [])
+        return [sample.value for sample in samples if sample.labels["run"] == "hangs"]
+
+    def wait_until(wanted: list[float]) -> None:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while steps() != wanted:
+            assert time.monotonic() < deadline, f"{steps()} instead of {wanted}"
+            time.sleep(0.2)
+
+    told.step(7, 0.1)
+    try:
+        wait_until([7.0])
+        still = time.monotonic() + 4.0
+        while time.monotonic() < still:
+            assert steps() == [7.0]
+            time.sleep(0.2)
+    finally:
+        told.close()
+    wait_until([])
 
 
 def _listed(value):

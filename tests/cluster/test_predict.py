@@ -5,6 +5,7 @@ import gzip
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from pyarrow.fs import FileSystem, copy_files
 
 from cluster import predict
 from cluster.cli import main
-from cluster.inputs import find_structures
+from cluster.inputs import Found, find_structures
 from cluster.predict import Ensemble, crystal_work
 from cluster.seen import Seen, seen_in
 from crystalformer import load_model
 from data_pipeline.elements import number_of
+from data_pipeline.parse import from_pymatgen
 from data_pipeline.table import StructureTable
 from tests.cluster.s3 import s3_server
 from tests.cluster.trained import structures, write_model
@@ -231,6 +233,26 @@ def test_batches_are_cut_by_work(elastic, monkeypatch):
         assert end - start == 1 or sum(work[start:end]) <= 20_000
     assert 5 < len(sizes) < len(found) and ends[-1] == len(found)
     np.testing.assert_allclose(cut, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_warnings_are_silenced_in_the_thread_that_reads_alone(tmp_path, monkeypatch):
+    """What a reader warns of is why a file is refused, and another thread that silences warnings would lose it."""
+    write_model(tmp_path)
+    threads = set()
+
+    def told(function):
+        def inner(*args):
+            threads.add(threading.get_ident())
+            return function(*args)
+
+        return inner
+
+    monkeypatch.setattr(predict, "formula", told(predict.formula))
+    crystals = [Found(id=str(i), where="", crystal=from_pymatgen(one)) for i, one in enumerate(structures())]
+    found = (told(lambda one: one)(one) for one in crystals)
+    answers = list(Ensemble([str(tmp_path)], torch.device("cpu")).predict(found, 1))
+    assert [one.formula for one in answers] == [one.composition.reduced_formula for one in structures()]
+    assert len(threads) == 1 and threading.get_ident() not in threads
 
 
 def test_one_structure_needs_neither_ray_nor_a_compiler():

@@ -12,6 +12,7 @@ import ray
 import cluster  # noqa: F401 - sets Ray's environment
 from cluster import inputs, screening
 from cluster.cli import main
+from data_pipeline.crystal import Crystal
 from tests.cluster.trained import structures, write_model
 
 
@@ -75,13 +76,44 @@ def test_records_of_a_json_file_are_many_too(given, many, local_ray, tmp_path, m
     source.write_text("\n".join(json.dumps({"id": f"s{i}", "structure": cscl}) for i in range(12)))
     assert main(["predict", given[0], str(source), "--output", str(tmp_path / "here.csv")]) == 0
     monkeypatch.setattr(inputs, "COUNTED_BYTES", 1000)
-    monkeypatch.setattr(screening, "ROWS_AT_ONCE", 5)
     assert main(["predict", given[0], str(source)]) == 2
     assert "--output is needed for 12 structures" in capsys.readouterr().err
     assert main(["predict", given[0], str(source), "--output", str(tmp_path / "streamed.csv")]) == 0
     (_, few), (_, rows) = table_of(tmp_path / "here.csv"), table_of(tmp_path / "streamed.csv")
     assert [row[0] for row in rows] == [row[0] for row in few] == [f"s{i}" for i in range(12)]
     np.testing.assert_allclose([float(row[2]) for row in rows], [float(row[2]) for row in few], rtol=2e-6)
+
+
+def test_no_row_is_lost_where_ray_cuts_blocks(given, local_ray, tmp_path, monkeypatch):
+    """As it does with those of more than 192 MiB: into halves alike, which had one name, and into others."""
+    monkeypatch.setattr(inputs, "STREAM_FROM", 10)
+    source = tmp_path / "many.jsonl"
+    cells = [structures()[i % 3] for i in range(150)]
+    records = [{"id": f"s{i}", "structure": json.loads(cell.to(fmt="json"))} for i, cell in enumerate(cells)]
+    source.write_text("\n".join(map(json.dumps, records)))
+    out = tmp_path / "out.csv"
+    for kilobytes in (60, 180):
+        monkeypatch.setattr(ray.data.DataContext.get_current(), "target_max_block_size", kilobytes * 1024)
+        assert main(["predict", given[0], str(source), "--output", str(out)]) == 0
+        assert [row[0] for row in table_of(out)[1]] == [f"s{i}" for i in range(150)]
+
+
+def test_a_block_of_unreadable_structures_only(given, many, local_ray, tmp_path, capsys):
+    source = tmp_path / "bad.jsonl"
+    good = {"structure": json.loads(structures()[2].to(fmt="json"))}
+    source.write_text("\n".join(json.dumps(record) for record in [{"structure": "no"}] * 8 + [good] * 3))
+    out = tmp_path / "out.csv"
+    assert main(["predict", given[0], str(source), str(tmp_path / "missing.parquet"), "--output", str(out)]) == 1
+    told = capsys.readouterr().err
+    assert "missing.parquet" in told and "9 of" in told
+    assert len(table_of(out)[1]) == 3
+
+
+def test_large_cells_are_handed_on_a_few_at_once():
+    """256 cells of 10,000 atoms would be 16 GB of shells."""
+    cell = Crystal(positions=np.zeros((3000, 3)), atomic_numbers=np.ones(3000, np.int64), lattice=np.eye(3))
+    found = iter([inputs.Found(id=str(i), where="", crystal=cell) for i in range(5)])
+    assert [len(screening._next_from(found, ".")) for _ in range(4)] == [2, 2, 1, 0]
 
 
 def test_a_stopped_command_goes_on_without_repeating_what_is_done(given, many, local_ray, tmp_path, monkeypatch):
