@@ -1,7 +1,8 @@
 """The authors' checkpoints into model folders and back (model.md, section 5).
 
 Theirs is a torch file whose ``state_dict`` holds ``target_mean``, ``target_std`` (both in the targets' units, one a
-target), the best weights under ``model.`` and the averaged ones under ``swa_model.module.``.
+target), the best weights under ``model.`` and the averaged ones under ``swa_model.module.``. As PyTorch Lightning
+wrote it, ``hyper_parameters`` beside it holds the settings of the training, which go under the same names as ours.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ PREFIXES = {"model": "model.", "model-swa": "swa_model.module."}
 """Our folder -> their prefix."""
 NOT_WEIGHTS = frozenset({"target_mean", "target_std", "swa_model.n_averaged"})
 
+_OURS: Mapping[str, tuple[object, ...]] = {
+    "gauss_state": ("q", "q-headdim", "q-kdim"),
+    "normalize_gauss": (True,),
+    "t_activation": ("relu",),
+    "exclude_self": (False,),
+    "norm_func_mode": (0,),
+    "use_cgcnn_feat": (False,),
+}
+"""Settings of theirs that this model does not have, and the values at which theirs is this model."""
+
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 _HEAD = re.compile(r"(?:mlp|proj_before_pooling)\.(\d+)\.weight")
 _FIRST = "encoder.layers.0."
@@ -35,11 +46,16 @@ _FIRST = "encoder.layers.0."
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """An authors' file: weights by our folder's name, under their keys; mean and std (T,) of the targets."""
+    """An authors' file: weights by our folder's name, under their keys; mean and std (T,) of the targets.
+
+    settings: those of ModelConfig that the file tells. targets: their names, where it tells them.
+    """
 
     weights: dict[str, dict[str, Tensor]]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    settings: dict[str, Any]
+    targets: tuple[str, ...]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -65,7 +81,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
         weights={name: part for name, part in weights.items() if part},
         mean=_numbers(state, "target_mean", 0.0, path),
         std=_numbers(state, "target_std", 1.0, path),
+        **_told(content.get("hyper_parameters"), path),
     )
+
+
+def _told(parameters: object, path: Path) -> dict[str, Any]:
+    """``settings`` and ``targets`` of a Checkpoint. UserError where theirs was a model that is not ours."""
+    told = parameters if isinstance(parameters, dict) else {}
+    for name, ours in _OURS.items():
+        if told.get(name, ours[0]) not in ours:
+            allowed = " or ".join(map(repr, ours))
+            raise UserError(f"{path}: its {name} is {told[name]!r}, but this model has {allowed} alone")
+    known = {field.name for field in fields(ModelConfig)} - {"num_targets"}
+    targets = told.get("targets", ())
+    named = [targets] if isinstance(targets, str) else targets
+    good = isinstance(named, list | tuple) and all(isinstance(name, str) and name for name in named)
+    return {
+        "settings": {name: value for name, value in told.items() if name in known},
+        "targets": tuple(named) if good else (),
+    }
 
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -148,12 +182,13 @@ def _head_widths(weights: Mapping[str, Tensor]) -> list[int]:
 def to_folders(path: Path, out: Path, given: Mapping[str, Any], targets: Sequence[tuple[str, str]]) -> list[Path]:
     """Write ``out/model`` and, where averaged weights are there, ``out/model-swa``; gives their paths.
 
-    given: settings of ModelConfig that shapes do not tell. targets: their names and units; made up where there are
-    none. UserError names the first tensor that does not fit, before anything is written.
+    given: settings of ModelConfig that neither shapes nor the file's own settings tell, or that go before these.
+    targets: their names and units; those of the file, or made-up ones, where there are none. UserError names the
+    first tensor or setting that does not fit, before anything is written.
     """
     checkpoint = read_checkpoint(path)
     try:
-        config = ModelConfig(**infer_settings(checkpoint.weights["model"], given))
+        config = ModelConfig(**infer_settings(checkpoint.weights["model"], {**checkpoint.settings, **given}))
         card = ModelCard(model=config, targets=_scales(checkpoint, config.num_targets, targets))
         ours = {name: _converted(config, weights) for name, weights in checkpoint.weights.items()}
     except (KeyError, ValueError) as error:
@@ -170,7 +205,9 @@ def _converted(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, 
 
 
 def _scales(checkpoint: Checkpoint, count: int, targets: Sequence[tuple[str, str]]) -> tuple[TargetScale, ...]:
-    named = list(targets) or [(f"target_{i + 1}" if count > 1 else "target", "") for i in range(count)]
+    made_up = [f"target_{i + 1}" if count > 1 else "target" for i in range(count)]
+    told = checkpoint.targets if len(checkpoint.targets) == count else made_up
+    named = list(targets) or [(name, "") for name in told]
     if len(named) != count:
         raise UserError(f"targets must be {count}, as the weights predict, got {', '.join(n for n, _ in named)}")
     columns = {"target_mean": checkpoint.mean, "target_std": checkpoint.std}

@@ -12,7 +12,7 @@ HELP = "turn the authors' checkpoint into model folders, or back"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """From where, to where, which way, and what the shapes of the weights do not tell."""
+    """From where, to where, which way, and what the file does not tell."""
     from cluster.options import add_config_options
 
     parser.add_argument("source", metavar="CHECKPOINT", help="the authors' torch file; with --to_reference a folder")
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         dest="named",
         metavar="NAME:UNIT,..",
-        help="what the weights predict, e.g. e_form:eV/atom (their file does not say)",
+        help="what the weights predict, e.g. e_form:eV/atom (their file does not tell the unit)",
     )
     add_config_options(parser, sections=["model"])
     parser.usage = "%(prog)s CHECKPOINT OUT [options]"

@@ -68,6 +68,48 @@ def test_there_and_back_bit_for_bit_and_the_golden_output(name, tmp_path, capsys
         assert back[key].dtype == state[key].dtype and torch.equal(back[key], state[key]), key
 
 
+@pytest.mark.parametrize("name", golden.NAMES)
+def test_the_settings_in_a_file_count(name, tmp_path, capsys):
+    """PyTorch Lightning keeps those of the training beside the weights, the others of theirs among them."""
+    vectors = golden.load(name)
+    file, _ = checkpoint(vectors, tmp_path / "theirs.ckpt")
+    content = torch.load(file, weights_only=True)
+    config = vectors.config.to_dict()
+    targets = [f"t{i}" for i in range(config.pop("num_targets"))]
+    others = {"targets": targets, "batch_size": 128, "t_activation": "relu", "gauss_state": "q", "optimizer": "adamw"}
+    del config["cutoff_sigmas"]
+    content["hyper_parameters"] = config | others
+    torch.save(content, file)
+    assert main(["convert", str(file), str(tmp_path / "ours")]) == 0, capsys.readouterr()
+    predictor = load_model(tmp_path / "ours" / "model")
+    assert predictor.card.model == vectors.config and predictor.targets == tuple(targets)
+    found = predictor.predict_batch(vectors.batch()).numpy()
+    expected = vectors.output * 0.3 + np.arange(1.0, len(targets) + 1)
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(vectors.output).max() * 0.3 + 1e-6
+    words = ["--gauss_lb_real", "0.25", "--target", ",".join(f"{target}:eV" for target in targets)]
+    assert main(["convert", str(file), str(tmp_path / "other"), *words]) == 0
+    card = read_card(tmp_path / "other" / "model")
+    assert card.model.gauss_lb_real == 0.25 and {target.unit for target in card.targets} == {"eV"}
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"exclude_self": True}, "its exclude_self is True, but this model has False alone"),
+        ({"gauss_state": "x-norm"}, "its gauss_state is 'x-norm', but this model has 'q' or"),
+        ({"norm_type": "ln"}, "norm_type must be one of no, bn, got 'ln'"),
+        ({"domain": ["real"]}, "domain must be one of"),
+    ],
+)
+def test_a_model_that_is_not_ours_is_refused(told, message, tmp_path, capsys):
+    file, _ = checkpoint(golden.load("real_k16"), tmp_path / "theirs.ckpt")
+    content = torch.load(file, weights_only=True)
+    torch.save({**content, "hyper_parameters": told}, file)
+    assert main(["convert", str(file), str(tmp_path / "ours")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and not (tmp_path / "ours").exists()
+
+
 def test_best_and_averaged_weights_stay_apart_and_targets_get_their_names(tmp_path):
     file, state = checkpoint(golden.load("max_pool_two_targets"), tmp_path / "theirs.ckpt")
     words = [*options(golden.load("max_pool_two_targets").config), "--target", "shear:log10(GPa),n"]
