@@ -15,7 +15,8 @@ from cluster.storage import RunStore, local_folder
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from crystalformer.artifact import ModelCard
+    from cluster.feed import TargetScaling
+    from crystalformer.artifact import ModelCard, TargetScale
     from crystalformer.model import Crystalformer
 
 _HEAD = "head."
@@ -24,16 +25,35 @@ _HEAD = "head."
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Initial:
-    """A trained model to start from: its weights, frozen statistics included, and the names of its targets."""
+    """A trained model to start from: its weights, frozen statistics included, and what its head speaks of.
+
+    scales: its targets, in the order of its outputs; none where the run has other targets or units.
+    """
 
     weights: Mapping[str, Tensor]
-    targets: tuple[str, ...]
+    scales: tuple[TargetScale, ...]
 
-    def into(self, model: Crystalformer, targets: tuple[str, ...]) -> None:
-        """Load the weights; the head keeps its fresh ones where ``targets`` are not those of the trained model."""
-        fresh = model.state_dict() if targets != self.targets else {}
-        head = {name: value for name, value in fresh.items() if name.startswith(_HEAD)}
+    def into(self, model: Crystalformer, scaling: TargetScaling) -> None:
+        """Load the weights. The head keeps its fresh ones for other targets; for the same ones the predictions stay.
+
+        scaling: how the run's targets are normalized, which is not as those of the trained model were.
+        """
+        if self.scales:
+            model.load_state_dict({**self.weights, **self._last_layer(model, scaling)})
+            return
+        head = {name: value for name, value in model.state_dict().items() if name.startswith(_HEAD)}
         model.load_state_dict({**self.weights, **head})
+
+    def _last_layer(self, model: Crystalformer, scaling: TargetScaling) -> dict[str, Tensor]:
+        """The last layer's weights with outputs in the run's scaling: (old * scale + bias - new bias) / new scale."""
+        name = f"{_HEAD}{len(model.head) - 1}"
+        weight, bias = (self.weights[f"{name}.{part}"].double() for part in ("weight", "bias"))
+        old_scale = weight.new_tensor([one.scale for one in self.scales])
+        old_bias = weight.new_tensor([one.bias for one in self.scales])
+        new_scale, new_bias = weight.new_tensor(scaling.scale), weight.new_tensor(scaling.bias)
+        weight = weight * (old_scale / new_scale)[:, None]
+        bias = (bias * old_scale + old_bias - new_bias) / new_scale
+        return {f"{name}.weight": weight, f"{name}.bias": bias}
 
 
 def with_architecture(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,9 +73,10 @@ def with_architecture(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, **found}
 
 
-def load_initial(config: TrainConfig) -> Initial | None:
+def load_initial(config: TrainConfig, units: Mapping[str, str]) -> Initial | None:
     """What the workers start from where the run has no checkpoint yet; None without ``init_from``.
 
+    units: of the run's targets, by name. A model that does not tell a unit, as converted ones may, has the same.
     UserError where the model cannot be read or is of another architecture. A run that is resumed may do without.
     """
     location = config.run.init_from
@@ -74,7 +95,11 @@ def load_initial(config: TrainConfig) -> Initial | None:
     for name, value in found.items():
         if wanted[name] != value:
             raise UserError(f"{name} is {wanted[name]!r}, but the model of init_from {location} has {value!r}")
-    return Initial(weights=predictor.model.state_dict(), targets=predictor.targets)
+    scales = predictor.card.targets
+    same = tuple(scale.name for scale in scales) == config.data.target and all(
+        scale.unit in ("", units[scale.name]) for scale in scales
+    )
+    return Initial(weights=predictor.model.state_dict(), scales=scales if same else ())
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def launch(
         scaling=scaling,
         threads=reserved[0],
         monitor=monitor,
-        initial=load_initial(config),
+        initial=load_initial(config, units),
         overlay=overlay_of(config),
     )
     with Recorder(store, config, units, track) as recorder, Interrupts() as interrupts:

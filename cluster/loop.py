@@ -196,7 +196,7 @@ class Worker:
         if self._config.run.init_from is None:
             self._freeze_statistics(model)
         elif self._job.initial is not None:
-            self._job.initial.into(model, self._config.data.target)
+            self._job.initial.into(model, self._job.scaling)
         else:
             raise UserError(f"init_from {self._config.run.init_from}: the model was not handed to this worker")
 

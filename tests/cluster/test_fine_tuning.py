@@ -3,6 +3,7 @@
 import argparse
 import shutil
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -11,12 +12,13 @@ import cluster  # noqa: F401 - sets Ray's environment
 from cluster.cli import main
 from cluster.config import load_yaml
 from cluster.errors import UserError
+from cluster.feed import TargetScaling
 from cluster.fine_tuning import Initial, load_initial, with_architecture
-from crystalformer import Crystalformer
+from crystalformer import CrystalBatch, Crystalformer, load_model
 from crystalformer.artifact import read_card
 from tests.benchmarks import fine_tuning
 from tests.cluster.small import SMALL, SMALL_MODEL, small_config
-from tests.cluster.trained import write_model
+from tests.cluster.trained import structures, write_model
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +34,18 @@ def local_ray():
     ray.shutdown()
 
 
-def initial(model, targets=("shear", "bulk")) -> tuple[Crystalformer, dict]:
+UNITS = {"shear": "log10(GPa)", "bulk": "GPa"}
+SAME = TargetScaling(scale=(0.4, 60.0), bias=(1.5, 100.0))
+
+
+def initial(model, targets=("shear", "bulk"), units=UNITS, scaling=SAME) -> tuple[Crystalformer, dict]:
     """A fresh model after it took over the trained one, and the trained weights."""
     config = small_config(target=targets, init_from=str(model))
-    found = load_initial(config)
+    found = load_initial(config, units)
     assert isinstance(found, Initial)
     torch.manual_seed(0)
     fresh = Crystalformer(config.model)
-    found.into(fresh, config.data.target)
+    found.into(fresh, scaling)
     return fresh, dict(found.weights)
 
 
@@ -52,15 +58,28 @@ def as_words(settings) -> list[str]:
 
 
 def test_everything_is_taken_over_for_the_same_targets(model):
-    fresh, weights = initial(model)
+    scales = read_card(model).targets
+    same = TargetScaling(scale=tuple(one.scale for one in scales), bias=tuple(one.bias for one in scales))
+    fresh, weights = initial(model, scaling=same)
     assert fresh.frozen
     for name, value in fresh.state_dict().items():
-        assert torch.equal(value, weights[name]), name
+        torch.testing.assert_close(value, weights[name], rtol=1e-6, atol=1e-7, msg=name)
 
 
-@pytest.mark.parametrize("targets", [["shear"], ["bulk", "shear"]])
-def test_other_targets_get_a_fresh_head_and_keep_the_statistics(model, targets):
-    fresh, weights = initial(model, targets)
+def test_the_same_targets_begin_with_the_trained_predictions(model):
+    """However the run's own data are spread: a head in the trained model's scaling was worse than the mean."""
+    fresh, _ = initial(model)
+    crystals = CrystalBatch.from_structures(structures()[:3])
+    trained = load_model(model).predict_batch(crystals).numpy()
+    np.testing.assert_allclose(SAME.restore(fresh.eval()(crystals).detach().double().numpy()), trained, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("targets", "units"),
+    [(["shear"], UNITS), (["bulk", "shear"], UNITS), (["shear", "bulk"], {**UNITS, "bulk": "eV/A^3"})],
+)
+def test_other_targets_and_units_get_a_fresh_head_and_keep_the_statistics(model, targets, units):
+    fresh, weights = initial(model, targets, units)
     torch.manual_seed(0)
     untouched = Crystalformer(fresh.config).state_dict()
     assert fresh.frozen
@@ -80,7 +99,7 @@ def test_another_architecture_is_refused_naming_both(model, capsys):
     error = capsys.readouterr().err
     assert f"num_layers is 3, but the model of init_from {model} has 2" in error and error.count("\n") == 1
     with pytest.raises(UserError, match="num_layers is 3, but the model of init_from .* has 2"):
-        load_initial(small_config(init_from=str(model), num_layers=3))
+        load_initial(small_config(init_from=str(model), num_layers=3), UNITS)
 
 
 def test_no_model_is_named(tmp_path, capsys):
