@@ -41,11 +41,28 @@ POINTER_TYPES = {
 """Element types of the kernels' arrays; those not listed have q's."""
 
 
+def driver_problem() -> str | None:
+    """Why Triton cannot launch kernels on this machine's GPU, or None.
+
+    It compiles its way to the driver when it is first used, with the machine's C compiler and Python's headers, and
+    keeps it on disk.
+    """
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # noqa: BLE001 - compilers and loaders fail in ways of their own
+        return f"triton backend: cannot launch kernels: {' '.join(str(error).split()):.300}"
+    return None
+
+
+_DRIVER_PROBLEM = driver_problem() if torch.cuda.is_available() and not INTERPRETED else None
+
+
 def available() -> bool:
-    """Whether the kernels can run in this process: an NVIDIA GPU of compute capability 8.0 or an AMD one is there."""
+    """Whether the kernels can run here: on an NVIDIA GPU of compute capability 8.0 or an AMD one, which Triton reaches."""
     if INTERPRETED or not torch.cuda.is_available():
         return INTERPRETED
-    return torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
+    capable = torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
+    return capable and _DRIVER_PROBLEM is None
 
 
 def refusal(device: torch.device, dtype: torch.dtype, heads: int, features: int, bases: int) -> str | None:
@@ -63,6 +80,8 @@ def validate(device: torch.device, dtype: torch.dtype, heads: int, features: int
         if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
             found = ".".join(map(str, torch.cuda.get_device_capability(device)))
             raise ValueError(f"triton backend: needs compute capability 8.0 or newer, {device} has {found}")
+        if _DRIVER_PROBLEM is not None:
+            raise ValueError(_DRIVER_PROBLEM)
     elif not (INTERPRETED and device.type == "cpu"):
         raise ValueError(f"triton backend: needs tensors on a GPU, got {device} (TRITON_INTERPRET=1 takes the CPU's)")
     if dtype not in DTYPES:

@@ -29,6 +29,19 @@ def test_tensors_off_the_gpu_are_refused() -> None:
         launch.validate(torch.device("cpu"), torch.float32, 8, 16, 64)
 
 
+def test_a_gpu_that_triton_cannot_reach_has_a_reason_and_auto_does_without(monkeypatch) -> None:
+    """As where there is no C compiler: Triton then fails at its first kernel, in the middle of a run."""
+    problem = launch.driver_problem()
+    if torch.cuda.is_available():
+        assert problem is None
+        return
+    assert problem is not None and problem.startswith("triton backend: cannot launch kernels: ")
+    assert "\n" not in problem
+    monkeypatch.setattr(launch, "_DRIVER_PROBLEM", problem)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    assert launch.refusal(torch.device("cuda"), torch.float32, 8, 16, 64) == problem
+
+
 def test_too_many_features_are_refused() -> None:
     with pytest.raises(ValueError, match="head_dim must be 1 to 256, got 257"):
         Tiles.fitting(1, 257, 64)
