@@ -55,7 +55,7 @@ def test_the_alerts_come_when_they_have_to(tmp_path):
 def test_promtool_sees_a_wrong_alert(tmp_path):
     """The unit tests bite: without its ``for`` or with another threshold an alert fails them."""
     shutil.copy(UNIT_TESTS, tmp_path)
-    for old, new in (("> 90", "> 80"), ("offset 15m", "offset 1m"), ("[1h]", "[3h]")):
+    for old, new in (("> 90", "> 80"), ("offset 15m", "offset 1m"), ("offset 1h", "offset 3h")):
         changed = yaml.safe_dump(RULES, width=1000).replace(old, new)
         assert new in changed
         (tmp_path / "rules.yaml").write_text(changed)
