@@ -44,7 +44,7 @@ def plot_parity(
 
 
 def _draw_parity(axes: Axes, name: str, unit: str, truth: Array, prediction: Array) -> None:
-    axes.set_title(name)
+    axes.set_title(name, parse_math=False)
     axes.set_xlabel(_label("true", unit))
     axes.set_ylabel(_label("predicted", unit))
     axes.set_aspect("equal")
@@ -88,7 +88,7 @@ def plot_curves(
     for (name, unit), axes in zip(units.items(), panels[1:], strict=True):
         mae = _column([(row.get("val_mae") or {}).get(name) for row in rows])
         _draw_curve(axes, epochs, mae)
-        axes.set_title(f"validation: {name}")
+        axes.set_title(f"validation: {name}", parse_math=False)
         axes.set_ylabel(_label("MAE", unit))
         if np.isfinite(mae).any():
             best = int(np.nanargmin(mae))
@@ -133,8 +133,8 @@ def _label(text: str, unit: str) -> str:
 
 
 def _pretty(unit: str) -> str:
-    """The unit with log10's base set low."""
-    return unit.replace("log10", "log$_{10}$").replace("^-1", "$^{-1}$")
+    """The unit with log10's base set low, and a dollar as it is: to Matplotlib it would begin a formula."""
+    return unit.replace("$", r"\$").replace("log10", "log$_{10}$").replace("^-1", "$^{-1}$")
 
 
 def _save(figure: Figure, path: str | Path) -> None:

@@ -127,8 +127,10 @@ def batch_work(atoms: int, volume: float, radius: float) -> float:
     """Images within ``radius`` (Å) that a crystal's atoms have, and pairs of atoms: its share of a batch's memory.
 
     ``volume``: of its cell, Å³. The images follow from the density, so nothing has to be searched; symmetric crystals
-    need fewer rows than that (neighbors.py).
+    need fewer rows than that (neighbors.py). ValueError for a cell without volume.
     """
+    if not volume > 0:
+        raise ValueError(f"a cell must have a volume, got {volume} Å³")
     return atoms * (atoms + 1 + atoms / volume * 4 / 3 * math.pi * radius**3)
 
 
@@ -176,6 +178,8 @@ class Predictor:
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if hasattr(structures, "lattice"):
+            raise ValueError("structures must be several, as in a list; got a single one")
         crystals: Sequence[Structure] = list(structures)
         radius = self.card.model.neighbor_radius
         work = (batch_work(len(crystal), crystal.lattice.volume, radius) for crystal in crystals)
@@ -190,7 +194,8 @@ def load_model(folder: str | Path, *, device: str = "cpu", backend: str = "auto"
     """The predictor of a model folder. ValueError names the first weight that does not fit its config.json."""
     folder = Path(folder)
     card = read_card(folder)
-    model = Crystalformer(card.model, backend=backend)
+    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and replaced
+        model = Crystalformer(card.model, backend=backend)
     model.load_state_dict(_read_weights(folder / WEIGHTS, model))
     return Predictor(model.to(device), card)
 

@@ -95,6 +95,10 @@ class PackedShells:
         )
 
 
+def _tensor(values: Any, dtype: torch.dtype) -> Tensor:  # noqa: ANN401 - anything torch.as_tensor reads
+    return torch.as_tensor(values if isinstance(values, Tensor) else np.array(values), dtype=dtype)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrystalBatch:
     """B crystals with N atoms in all.
@@ -122,12 +126,15 @@ class CrystalBatch:
         sizes: Any,  # noqa: ANN401
         disorder: Disorder | None = None,
     ) -> CrystalBatch:
-        """A batch from arrays or tensors of the shapes above; ValueError says which of them does not fit."""
+        """A batch from arrays or tensors of the shapes above; ValueError says which of them does not fit.
+
+        Arrays are copied: what is done to them later does not reach the batch. Tensors of the dtypes above are not.
+        """
         batch = cls(
-            positions=torch.as_tensor(positions, dtype=torch.float64),
-            atomic_numbers=torch.as_tensor(atomic_numbers, dtype=torch.int64),
-            lattice=torch.as_tensor(lattice, dtype=torch.float64),
-            sizes=torch.as_tensor(sizes, dtype=torch.int64),
+            positions=_tensor(positions, torch.float64),
+            atomic_numbers=_tensor(atomic_numbers, torch.int64),
+            lattice=_tensor(lattice, torch.float64),
+            sizes=_tensor(sizes, torch.int64),
             disorder=disorder,
         )
         batch._check()

@@ -51,3 +51,11 @@ def test_curves_have_a_panel_for_the_loss_and_each_target(tmp_path):
 def test_curves_of_nothing_yet(tmp_path):
     plot_curves(tmp_path / "curves.png", [], UNITS, swa_from=3)
     assert dark_pixels(tmp_path / "curves.png") > 100
+
+
+def test_dollars_in_names_and_units_are_no_formula(tmp_path):
+    names, units = ["a$b$", r"v$\nothing$"], {"a$b$": r"$\angstrom^3$", r"v$\nothing$": "$"}
+    plot_parity(tmp_path / "parity.png", names, units, np.ones((3, 2)), np.zeros((3, 2)))
+    row = {"epoch": 1, "train_loss": 1.0, "val_mae": dict.fromkeys(names, 0.1)}
+    plot_curves(tmp_path / "curves.png", [row], units)
+    assert len(list(tmp_path.iterdir())) == 2

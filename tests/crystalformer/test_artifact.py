@@ -146,6 +146,24 @@ def test_a_batch_size_below_1_is_refused(folder):
         load_model(folder).predict(structures(), batch_size=0)
 
 
+def test_a_single_structure_and_a_cell_without_volume_are_refused(folder):
+    from pymatgen.core import Lattice, Structure
+
+    predictor = load_model(folder)
+    with pytest.raises(ValueError, match="structures must be several, as in a list; got a single one"):
+        predictor.predict(structures()[0])
+    with pytest.raises(ValueError, match=r"a cell must have a volume, got 0.0 Å³"):
+        predictor.predict([Structure(Lattice([[1, 0, 0], [0, 1, 0], [1, 1, 0]]), ["H"], [[0, 0, 0]])])
+
+
+def test_loading_draws_no_random_number_of_the_program(folder):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    load_model(folder)
+    assert torch.equal(torch.rand(1), expected)
+
+
 def test_the_backend_can_be_chosen(folder):
     batch = batch_of(*golden_crystals())
     oracle = load_model(folder, backend="reference").predict_batch(batch)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -58,6 +59,19 @@ REFUSED = [
 def test_what_does_not_fit_is_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         CrystalBatch.from_arrays(**{**TWO, **changed})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_arrays_may_change_once_the_batch_is_made(dtype):
+    positions, numbers, lattice = np.zeros((1, 3), dtype), np.ones(1, np.int64), np.eye(3, dtype=dtype)[None]
+    batch = CrystalBatch.from_arrays(positions, numbers, lattice, np.ones(1, np.int64))
+    for array in (positions, numbers, lattice):
+        array += 7
+    assert batch.positions.sum() == 0 and batch.atomic_numbers.item() == 1 and batch.lattice.sum() == 3
+    lattice.flags.writeable = False  # as pymatgen's are: torch warns of such
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CrystalBatch.from_arrays(positions, numbers, lattice, np.ones(1, np.int64))
 
 
 def test_no_crystal_is_refused():

@@ -58,7 +58,7 @@ _DRIVER_PROBLEM = driver_problem() if torch.cuda.is_available() and not INTERPRE
 
 
 def available() -> bool:
-    """Whether the kernels can run here: on an NVIDIA GPU of compute capability 8.0 or an AMD one, which Triton reaches."""
+    """Whether kernels run here: on an NVIDIA GPU of compute capability 8.0 or an AMD one that is within reach."""
     if INTERPRETED or not torch.cuda.is_available():
         return INTERPRETED
     capable = torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
