@@ -91,7 +91,12 @@ class StudyScheduler(FIFOScheduler):
             self._book.stop(number, result.get("reason", ""))
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:  # noqa: ANN401
-        """Its process died more often than it may."""
+        """Its process died; where more often than it may, the trial has failed.
+
+        Ray Tune asks before a retry too: it has stopped the trial by then, while one that is given up still runs.
+        """
+        if trial.status == TuneTrial.ERROR:
+            return
         with self._book.watching():
             self._book.fail(trial.config["number"], _death(trial))
 

@@ -207,21 +207,26 @@ def test_a_trial_of_two_workers_gives_the_same_value(plan, found):
     assert trial.value == pytest.approx(min(row["val_mae"]["gap"] for row in alone), rel=1e-4)
 
 
-def test_a_process_that_dies_costs_its_trial_only(plan):
-    made = plan("killed", {"num_trials": 2, "epochs": 300, "concurrent": 1, "trial_retries": 0, "max_radius": 12.0})
+def test_a_process_that_dies_is_replaced_once_and_then_costs_its_trial_only(plan):
+    made = plan("killed", {"num_trials": 2, "epochs": 300, "concurrent": 1, "trial_retries": 1, "max_radius": 12.0})
+    killed, states = [], []
 
     def kill():
         while not (made.folder / "trials" / "0000" / "metrics.jsonl").exists():
             time.sleep(0.1)
-        while not (trials := trials_of(made))[0].process:
-            time.sleep(0.1)
-        os.kill(int(trials[0].process.split()[1]), signal.SIGKILL)
+        for _ in range(2):
+            while not (first := trials_of(made)[0]).process or first.process in killed:
+                time.sleep(0.1)
+            killed.append(first.process)
+            states.append(first.state)
+            os.kill(int(first.process.split()[1]), signal.SIGKILL)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     first, second = search(made).trials
     killer.join(1)
-    assert first.state == "failed"
+    assert states == ["unfinished", "unfinished"]
+    assert first.state == "failed" and first.process == killed[1]
     assert first.reason.startswith("its process died: ") and "no reason" not in first.reason
     assert second.state in ("complete", "stopped early")
 
