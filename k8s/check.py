@@ -32,6 +32,9 @@ OTHER_GROUPS = {"ray.io", "monitoring.coreos.com", "kueue.x-k8s.io"}
 GIVEN = {("Secret", "redis"), ("Secret", "studies")}
 """Made by hand, as they hold secrets; k8s/README.md and the component say how."""
 VOLUMES = {"configMap", "downwardAPI", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
+NAME = re.compile(r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?")
+"""Of a RayJob: what KubeRay takes, which makes longer names of it. The run's folder has the same."""
+LOST = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 IMAGE = re.compile(r"[^:@]+(?::\d+/[^:@]+)?(?::(?P<tag>[\w.-]+))?(?P<digest>@sha256:[0-9a-f]{64})?")
 
 
@@ -202,6 +205,11 @@ def _ray(document: Document) -> Iterator[Finding]:
         yield 'the head takes tasks: rayStartParams num-cpus must be "0"'
     if cluster.get("enableInTreeAutoscaling") and not cluster.get("autoscalerOptions", {}).get("securityContext"):
         yield "the autoscaler has no securityContext"
+    for place, template in _templates(document):
+        yield from (f"{place}: {text}" for text in _lost_node(template))
+        environment = {e["name"]: e.get("value") for e in template["spec"]["containers"][0].get("env") or []}
+        if place != "submitter" and environment.get("RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE") != "1":
+            yield f"{place}: RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE is not 1: in a pod Ray tells of an empty disk then"
     images = {c["image"] for _, template in _templates(document) for c in template["spec"]["containers"]}
     if len(images) != 1:
         yield f"its pods run different images: {', '.join(sorted(images))}"
@@ -211,8 +219,24 @@ def _ray(document: Document) -> Iterator[Finding]:
         yield from _job(document)
 
 
+def _lost_node(template: Document) -> Iterator[Finding]:
+    """Pods of a node that is gone are given up soon: Kubernetes waits 300 s where nothing is said."""
+    given = {t.get("key"): t for t in template["spec"].get("tolerations") or [] if t.get("effect") == "NoExecute"}
+    for key in LOST:
+        if given.get(key, {}).get("tolerationSeconds", 300) > 60:
+            yield f"no toleration of {key} that ends within 60 s"
+
+
 def _job(document: Document) -> Iterator[Finding]:
     spec, words = document["spec"], document["spec"]["entrypoint"].split()
+    name = document["metadata"]["name"]
+    if not NAME.fullmatch(name):
+        yield (
+            f"{name!r} cannot be the name of a run or study, which is the RayJob's too:"
+            " lower-case letters, digits and -, a letter first, no - last, at most 47"
+        )
+    if not spec["submitterPodTemplate"]["spec"]["containers"][0].get("livenessProbe"):
+        yield "the submitter has no livenessProbe: it would wait for ever for a head that was lost with its node"
     for name in ("backoffLimit", "activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"):
         if not spec.get(name):
             yield f"{name} is not set"

@@ -1,10 +1,14 @@
 """Every overlay renders and is good, every setting goes where it belongs, and what is made wrong is caught."""
 
+import http.server
+import importlib.util
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ from cluster.config import TrainConfig, load_flat
 from tests.k8s.rendered import OVERLAYS, REPOSITORY, check, documents, find, needs_kubectl, text
 
 pytestmark = needs_kubectl
+README = (REPOSITORY / "k8s" / "README.md").read_text(encoding="utf-8")
 SCHEMAS = os.environ.get("KUBERAY_SCHEMAS")
 needs_schemas = pytest.mark.skipif(SCHEMAS is None, reason="needs Ray's CRDs: KUBERAY_SCHEMAS names no folder")
 GPU_OVERLAYS = [name for name in OVERLAYS if name.startswith("gpu")]
@@ -118,6 +123,40 @@ def unset(objects):
     job["entrypoint"] = job["entrypoint"].replace("--target shear", "--target SETTING")
 
 
+def patient(objects):
+    del pod(objects, "headGroupSpec", "RayCluster", "cluster")["tolerations"]
+
+
+def patient_worker(objects):
+    for toleration in pod(objects, instance="tune")["tolerations"]:
+        toleration["tolerationSeconds"] = 300
+
+
+def patient_submitter(objects):
+    job = find(objects, "RayJob", instance="tune")["spec"]
+    del job["submitterPodTemplate"]["spec"]["containers"][0]["livenessProbe"]
+
+
+def no_disk(objects):
+    del pod(objects, instance="tune")["containers"][0]["env"][-1]
+
+
+def capital(objects):
+    find(objects, "RayJob", instance="train")["metadata"]["name"] = "Shear-1"
+
+
+def underscore(objects):
+    find(objects, "RayJob", instance="tune")["metadata"]["name"] = "shear_search"
+
+
+def digit_first(objects):
+    find(objects, "RayJob", instance="tune")["metadata"]["name"] = "2nd-search"
+
+
+def too_long(objects):
+    find(objects, "RayJob", instance="train")["metadata"]["name"] = "a" * 48
+
+
 MUTATIONS = {
     unknown_field: "securitycontext",
     unknown_field_of_a_policy: "egres",
@@ -133,7 +172,19 @@ MUTATIONS = {
     dangling_volume: "volume",
     open_api: "authOptions",
 }
-OWN_RULES = {fewer_workers: "--num_workers", unset: "SETTING", suspended: "suspend is set"}
+OWN_RULES = {
+    fewer_workers: "--num_workers",
+    unset: "SETTING",
+    suspended: "suspend is set",
+    patient: "head: no toleration of node.kubernetes.io/unreachable",
+    patient_worker: "workers: no toleration of node.kubernetes.io/not-ready",
+    patient_submitter: "submitter has no livenessProbe",
+    no_disk: "workers: RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE",
+    capital: "'Shear-1' cannot be the name of a run",
+    underscore: "'shear_search' cannot be the name of a run",
+    digit_first: "'2nd-search' cannot be the name of a run",
+    too_long: "at most 47",
+}
 """What no schema and no operator forbids."""
 
 
@@ -308,8 +359,10 @@ def test_workers_have_gpus_and_heads_have_none(overlay):
             (group,) = cluster["workerGroupSpecs"]
             worker = group["template"]["spec"]
             assert worker["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
-            assert worker["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+            *lost, gpu = worker["tolerations"]
+            assert gpu == {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
             head = cluster["headGroupSpec"]["template"]["spec"]
+            assert head["tolerations"] == lost
             assert "nvidia.com/gpu" not in head["containers"][0]["resources"]["limits"]
 
 
@@ -405,6 +458,71 @@ def test_the_quota_holds_all_that_may_run_at_once(overlay):
 def quantity(value: str) -> float:
     number, unit = re.fullmatch(r"([\d.]+)(m|Gi|Mi|)", str(value)).groups()
     return float(number) * {"m": 1e-3, "Gi": 2.0**30, "Mi": 2.0**20, "": 1.0}[unit]
+
+
+def test_a_name_may_have_47_characters():
+    objects = documents("gpu")
+    find(objects, "RayJob", instance="train")["metadata"]["name"] = "a-" + "b" * 44 + "7"
+    assert check.check(objects) == []
+
+
+def test_ray_tells_of_a_pods_disk_by_the_variable_that_is_set():
+    agent = importlib.util.find_spec("ray.dashboard.modules.reporter.reporter_agent")
+    assert 'os.environ.get("RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE") == "1"' in Path(agent.origin).read_text()
+
+
+@pytest.mark.parametrize(
+    ("path", "token", "good"),
+    [
+        ("/api/jobs/shear-1-x", "Bearer secret", True),
+        ("/api/jobs/another", "Bearer secret", False),
+        ("/api/jobs/shear-1-x", "Bearer other", False),
+    ],
+    ids=["the job is known", "a new head", "another token"],
+)
+@pytest.mark.parametrize("instance", ["train", "tune"])
+def test_a_submitter_whose_head_does_not_know_its_job_is_replaced(instance, path, token, good):
+    """``ray job logs --follow`` notices neither a head that is gone without a word nor a new one."""
+    (submitter,) = find(documents("gpu"), "RayJob", instance=instance)["spec"]["submitterPodTemplate"]["spec"][
+        "containers"
+    ]
+    probe = submitter["livenessProbe"]
+
+    class Head(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            known = (self.path, self.headers["Authorization"]) == (path, token)
+            self.send_response(200 if known else 404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Head) as head:
+        threading.Thread(target=head.serve_forever, daemon=True).start()
+        # What KubeRay 1.7 gives a submitter.
+        given = {
+            "RAY_DASHBOARD_ADDRESS": f"127.0.0.1:{head.server_port}",
+            "RAY_JOB_SUBMISSION_ID": "shear-1-x",
+            "RAY_AUTH_TOKEN": "secret",
+        }
+        _, *words = probe["exec"]["command"]
+        done = subprocess.run([sys.executable, *words], env=given, capture_output=True)
+        head.shutdown()
+    assert (done.returncode == 0) is good
+    assert int(words[-1].rpartition("timeout=")[2].rstrip(")")) < probe["timeoutSeconds"]
+
+
+def test_a_try_is_given_up_before_the_operator_gives_up_the_job():
+    """Kubernetes starts the submitter anew after 10, 20, .. s, a few times; then KubeRay begins a new try."""
+    told = re.findall(r"RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS.*\n?.*--set-string 'env\[0\].value=(\d+)'", README)
+    assert told and len(told) == README.count("helm install kuberay-operator")
+    for instance in ("train", "tune"):
+        spec = find(documents("gpu"), "RayJob", instance=instance)["spec"]
+        probe = spec["submitterPodTemplate"]["spec"]["containers"][0]["livenessProbe"]
+        starts = 1 + spec["submitterConfig"]["backoffLimit"]
+        pauses = sum(10 * 2**number for number in range(starts))
+        seconds = starts * (probe["periodSeconds"] * (probe["failureThreshold"] + 1) + 30) + pauses
+        assert all(seconds < int(timeout) for timeout in told)
 
 
 def test_make_manifests_renders_and_validates():
