@@ -196,11 +196,7 @@ def _run(job: Screening, seen: Seen, missing: set[int]) -> Iterator[int]:
     from ray.data import ActorPoolStrategy, ExecutionResources
 
     quiet_ray_data()
-    total = ray.cluster_resources()
-    gpus = int(total.get("GPU", 0)) if job.device != "cpu" else 0
-    cpus = max(1, int(total.get("CPU", 1)))
-    actors = gpus or max(1, cpus // CPUS_AN_ACTOR)
-    threads = max(1, cpus // actors // 2)
+    share = shared_out(job.device, ray.cluster_resources())
     work = [{"number": number, "piece": json.dumps(asdict(job.pieces[number]))} for number in sorted(missing)]
     data = ray.data.from_items(work, override_num_blocks=len(work))
     data.context.enable_progress_bars = False
@@ -212,19 +208,54 @@ def _run(job: Screening, seen: Seen, missing: set[int]) -> Iterator[int]:
         fn_kwargs={"seen": seen, "radii": radii, "here": os.getcwd()},
         batch_format="pyarrow",
         batch_size=None,
-        num_cpus=min(TASK_CPUS, cpus - ACTOR_CPUS * actors),
+        num_cpus=share.task_cpus,
     )
     written = listed.map_batches(
         _Predict,
-        fn_constructor_args=(models, job.parts, job.device, job.batch_size, threads),
+        fn_constructor_args=(models, job.parts, job.device, job.batch_size, share.threads),
         batch_format="pyarrow",
         batch_size=None,
-        compute=ActorPoolStrategy(size=actors),
-        num_cpus=ACTOR_CPUS,
-        num_gpus=1 if gpus else 0,
+        compute=ActorPoolStrategy(size=share.actors) if share.actors else ActorPoolStrategy(min_size=1),
+        num_cpus=share.actor_cpus,
+        num_gpus=share.gpus,
     )
     for batch in written.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
         yield sum(batch.column("rows").to_pylist())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """What is whose: actors, None for as many as the autoscaler adds, their threads, what Ray reserves for them."""
+
+    actors: int | None
+    threads: int
+    gpus: int
+    actor_cpus: float
+    task_cpus: float
+
+
+def shared_out(device: str, total: Mapping[str, float]) -> Share:
+    """Of ``ray.cluster_resources()``. UserError where a GPU is asked for and none is there or may come."""
+    from cluster.session import autoscaled, require_told
+
+    if autoscaled():
+        require_told(device=device)
+        if device == "cuda":
+            return Share(actors=None, threads=1, gpus=1, actor_cpus=ACTOR_CPUS, task_cpus=TASK_CPUS)
+        threads = CPUS_AN_ACTOR // 2
+        return Share(actors=None, threads=threads, gpus=0, actor_cpus=threads, task_cpus=TASK_CPUS)
+    gpus = int(total.get("GPU", 0)) if device != "cpu" else 0
+    if device == "cuda" and not gpus:
+        raise UserError("device is cuda, but the cluster has no GPU; use auto or cpu")
+    cpus = max(1, int(total.get("CPU", 1)))
+    actors = gpus or max(1, cpus // CPUS_AN_ACTOR)
+    return Share(
+        actors=actors,
+        threads=max(1, cpus // actors // 2),
+        gpus=1 if gpus else 0,
+        actor_cpus=ACTOR_CPUS,
+        task_cpus=min(TASK_CPUS, cpus - ACTOR_CPUS * actors),
+    )
 
 
 def _prepare(pieces: pa.Table, *, seen: Seen, radii: Sequence[float], here: str) -> Iterator[pa.Table]:

@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> None:
     """Predict all that can be read. UserError for the model or options, Incomplete where an input was left out."""
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {args.batch_size}")
+    import torch
+
     from cluster.answers import check_output
     from cluster.predict import Ensemble, pick_device
 
@@ -70,12 +72,14 @@ def run(args: argparse.Namespace) -> None:
     if output is not None:
         check_output(output)
     folders = model_folders(args.model)
-    models = Ensemble(folders, pick_device(args.device))
+    elsewhere = args.device == "cuda" and not torch.cuda.is_available()  # as on the head of a cluster
+    models = Ensemble(folders, pick_device("cpu" if elsewhere else args.device))
     from cluster.inputs import STREAM_FROM, plan_pieces
 
     pieces = plan_pieces(args.inputs)
     count = sum(piece.count for piece in pieces)
     if count < STREAM_FROM:
+        pick_device(args.device)
         done, left_out = predict_here(models, pieces, output, args.batch_size)
     elif output is None:
         raise UserError(f"--output is needed for {count} structures")

@@ -7,6 +7,7 @@ import ray
 
 from cluster.errors import UserError
 from cluster.launch import worker_resources
+from cluster.screening import shared_out
 from tests.cluster.small import SMALL, small_config
 from tune.folder import new_search
 from tune.search import _capacity
@@ -53,3 +54,20 @@ def test_without_an_autoscaler_the_nodes_decide(empty, monkeypatch):
     monkeypatch.delenv("RAY_enable_autoscaler_v2")
     with pytest.raises(UserError, match="2 workers need a GPU each, the cluster has 0"):
         worker_resources(small_config(num_workers=2, **TOLD))
+
+
+def test_a_screening_has_as_many_actors_as_come(empty):
+    """Counted on a head that takes no tasks, one thread would do it all."""
+    on_gpus, on_cpus = shared_out("cuda", {}), shared_out("cpu", {})
+    assert (on_gpus.actors, on_gpus.gpus) == (None, 1)
+    assert (on_cpus.actors, on_cpus.gpus, on_cpus.threads, on_cpus.actor_cpus) == (None, 0, 2, 2)
+    with pytest.raises(UserError, match="^device must be given on a cluster with an autoscaler"):
+        shared_out("auto", {})
+
+
+def test_a_screening_counts_the_nodes_where_there_is_no_autoscaler(empty, monkeypatch):
+    monkeypatch.delenv("RAY_enable_autoscaler_v2")
+    assert (shared_out("auto", {"CPU": 32.0, "GPU": 4.0}).actors, shared_out("cpu", {"CPU": 32.0}).actors) == (4, 8)
+    assert shared_out("auto", {"CPU": 2.0}).task_cpus == 0.9
+    with pytest.raises(UserError, match="device is cuda, but the cluster has no GPU"):
+        shared_out("cuda", {"CPU": 8.0})

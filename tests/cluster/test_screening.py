@@ -98,6 +98,12 @@ def test_no_row_is_lost_where_ray_cuts_blocks(given, local_ray, tmp_path, monkey
         assert [row[0] for row in table_of(out)[1]] == [f"s{i}" for i in range(150)]
 
 
+def test_a_gpu_is_looked_for_in_the_cluster(given, many, local_ray, tmp_path, capsys):
+    """The head that the command runs on may have none."""
+    assert main(["predict", given[0], given[2], "--device", "cuda", "--output", str(tmp_path / "a.csv")]) == 2
+    assert "device is cuda, but the cluster has no GPU" in capsys.readouterr().err
+
+
 def test_a_block_of_unreadable_structures_only(given, many, local_ray, tmp_path, capsys):
     source = tmp_path / "bad.jsonl"
     good = {"structure": json.loads(structures()[2].to(fmt="json"))}
