@@ -93,7 +93,7 @@ class SearchConfig:
         _require(
             self.storage is None or "://" in self.storage,
             "storage",
-            self.storage,
+            "***" if "@" in str(self.storage) else self.storage,  # it may hold a password
             "a database URL such as postgresql://USER@HOST/NAME or sqlite:////FOLDER/FILE.db",
         )
 

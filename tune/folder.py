@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster import lock
 from cluster.config import CONFIG_FILE, TrainConfig, load_flat, save_yaml
+from cluster.deepspeed_config import overlay_of
 from cluster.errors import UserError
 from cluster.files import dump_yaml, read_yaml, write_text
 from cluster.report import METRICS_FILE
@@ -64,6 +65,8 @@ def new_search(settings: Mapping[str, Any], given: Mapping[str, Any], now: datet
     """A search from the settings of its trials and its own, by flat name. UserError names what is wrong."""
     from data_pipeline.datasets import resolve
 
+    if settings.get("init_from") is not None:
+        raise UserError(f"init_from must be none in a search, whose trials begin anew, got {settings['init_from']!r}")
     own = dict(given) | ({"epochs": settings["epochs"]} if "epochs" in settings else {})
     try:
         options = SearchConfig.from_flat(own)
@@ -86,6 +89,7 @@ def _search(config: TrainConfig, options: SearchConfig, space: Space) -> Search:
     folder = Path(config.run.storage_path).resolve() / str(config.run.run_name)
     url = storage_url(options, folder)
     shown_url(url)
+    overlay_of(config)  # a file that cannot be used would cost every trial
     search = Search(config=config, options=options, space=space, folder=folder, url=url)
     if search.objective not in config.data.target:
         targets = ", ".join(config.data.target)
@@ -154,11 +158,20 @@ def is_there(settings: Mapping[str, Any]) -> bool:
     return (folder / SEARCH_FILE).is_file()
 
 
-def begin(search: Search) -> None:
-    """Make the folder of a new search and write what it is begun with. UserError where its name is taken."""
-    # search.yaml is written last: without it a search that was killed here has not begun. A run has metrics.jsonl.
+def has_begun(search: Search) -> bool:
+    """Whether ``begin`` has been called for it."""
+    return (search.folder / SEARCH_FILE).is_file()
+
+
+def refuse_taken(search: Search) -> None:
+    """UserError where the folder of a new search is another's, or a run's, which has metrics.jsonl."""
     if any((search.folder / name).exists() for name in (SEARCH_FILE, METRICS_FILE)):
         raise UserError(f"run_name {search.name!r} exists in {search.folder.parent}; give another, or --resume")
+
+
+def begin(search: Search) -> None:
+    """Write what a new search is begun with. It is checked by then: what is written here cannot be corrected."""
+    # search.yaml is written last: without it a search that was killed here has not begun.
     place = None if is_own_file(search.url, search.folder) else shown_url(search.url)
     values = search.options.to_flat() | {"storage": place, RULES: search.space.rules()}
     try:

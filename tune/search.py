@@ -7,7 +7,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,16 @@ from cluster.errors import UserError
 from cluster.interrupts import Interrupts, RunStopped
 from cluster.room import alive_nodes, workers_that_fit
 from cluster.session import autoscaled, ray_session, require_told
-from cluster.tables import cached_structures
 from data_pipeline.prepared import PreparedDataset
-from data_pipeline.table import StructureTable
 from tune.adapters import Ending, StudyScheduler, StudySearcher
 from tune.book import Book, TrialRecord, records
-from tune.data import prepared
-from tune.folder import TRIALS_FOLDER, Search, begin, locked
+from tune.data import SearchData, search_data
+from tune.folder import TRIALS_FOLDER, Search, begin, has_begun, locked, refuse_taken
 from tune.library import Library
 from tune.progress import SearchProgress
 from tune.report import write_best, write_report, write_trials
 from tune.space import SEARCHABLE
-from tune.study import Purpose, is_own_file, open_storage, open_study, reason_of, shown_url
+from tune.study import Purpose, is_own_file, open_storage, open_study, reason_of, refuse_known, shown_url
 from tune.worker import Trial, TrialSetup
 
 POLL_SECONDS = 0.25
@@ -94,33 +93,40 @@ def search(plan: Search) -> SearchResult:
 
     UserError or DataError for what the user can mend; RunStopped where a signal ended the search before.
     """
-    with locked(plan.folder):
+    with locked(plan.folder), _telling(plan):
         if not plan.config.run.resume:
-            begin(plan)
-        dataset = prepared(plan.config)
-        units = {t.name: t.unit for t in dataset.targets if t.name in plan.config.data.target}
-        study = _study(plan, dataset, units[plan.objective])
-        try:
-            signal_number = _run(plan, dataset, study, units)
-            trials = records(study, plan.space)
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            reason = reason_of(error, plan.url)
-            raise UserError(
-                f"storage {shown_url(plan.url)} failed: {reason}; go on with --run_name {plan.name} --resume"
-            ) from error
+            refuse_taken(plan)
+        data = search_data(plan.config, plan.space)
+        unit = data.units[plan.objective]
+        with ExitStack() as stack:
+            if not plan.config.run.resume:
+                # What is refused must be refused before the search has begun, or its name could not be used again.
+                stack.enter_context(ray_session())
+                _capacity(plan)
+            study = _study(plan, data)
+            if not plan.config.run.resume:
+                begin(plan)
+            signal_number = _run(plan, data, study)
+        trials = records(study, plan.space)
         own = [trial for trial in trials if trial.search == plan.name and trial.ended]
-        result = SearchResult(
-            folder=plan.folder,
-            trials=trials,
-            unit=units[plan.objective],
-            finished=len(own) >= plan.options.num_trials,
-        )
+        finished = len(own) >= plan.options.num_trials
+        result = SearchResult(folder=plan.folder, trials=trials, unit=unit, finished=finished)
         write_report(plan, study, result.trials, result.unit)
         _drop_checkpoints(plan, own)
     if signal_number is not None:
         done = f"{len(own)} of {plan.options.num_trials} trials"
         raise RunStopped(f"stopped after {done}; go on with --run_name {plan.name} --resume", signal_number)
     return result
+
+
+@contextmanager
+def _telling(plan: Search) -> Iterator[None]:
+    """Within, a study's database that fails is told of in a line."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        hint = f"; go on with --run_name {plan.name} --resume" if has_begun(plan) else ""
+        raise UserError(f"storage {shown_url(plan.url)} failed: {reason_of(error, plan.url)}{hint}") from error
 
 
 def _drop_checkpoints(plan: Search, ended: Sequence[TrialRecord]) -> None:
@@ -130,32 +136,34 @@ def _drop_checkpoints(plan: Search, ended: Sequence[TrialRecord]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _study(plan: Search, dataset: PreparedDataset, unit: str) -> Study:
+def _study(plan: Search, data: SearchData) -> Study:
     """The study, with the settings as given to be tried first."""
     flat = plan.config.to_flat()
     fixed = [name for name in (*SEARCHABLE, "seed") if name not in plan.space.rules()]
     purpose = Purpose(
-        dataset=f"{dataset.name} {dataset.fingerprint[:12]}",
+        dataset=f"{data.dataset.name} {data.dataset.fingerprint[:12]}",
         targets=plan.config.data.target,
         objective=plan.objective,
-        unit=unit,
+        unit=data.units[plan.objective],
         epochs=plan.options.epochs,
         space=plan.space.rules(),
         fixed={name: flat[name] for name in fixed},
     )
-    sharing = plan.config.run.resume or plan.options.study_name is not None
+    resume = plan.config.run.resume
+    # A study of its own without a search.yaml is that of a search that was killed between the two.
+    sharing = resume or plan.options.study_name is not None or is_own_file(plan.url, plan.folder)
     study = open_study(open_storage(plan.url), plan.study_name, plan.options, purpose, sharing=sharing)
+    if not resume:
+        refuse_known(study, plan.name)
     chosen = plan.space.given(flat)
     if plan.options.try_given and chosen is not None:
         study.enqueue_trial(chosen, skip_if_exists=True)
     return study
 
 
-def _run(plan: Search, dataset: PreparedDataset, study: Study, units: Mapping[str, str]) -> int | None:
+def _run(plan: Search, data: SearchData, study: Study) -> int | None:
     """Run what is missing. The number of the signal that ended it before, or None."""
-    rows = StructureTable.from_arrow(
-        cached_structures(dataset, "train", plan.config.data.target), plan.config.data.target
-    ).num_rows
+    units = data.units
     progress = SearchProgress(plan, units[plan.objective])
 
     def refuse(config: TrainConfig) -> str | None:
@@ -164,8 +172,8 @@ def _run(plan: Search, dataset: PreparedDataset, study: Study, units: Mapping[st
             return (
                 f"not run: its neighbours reach {radius:.1f} Å, farther than max_radius {plan.options.max_radius:g}"
             )
-        if config.data.batch_size > rows:
-            return f"not run: batch_size {config.data.batch_size} is more than the {rows} training crystals"
+        if config.data.batch_size > data.rows:
+            return f"not run: batch_size {config.data.batch_size} is more than the {data.rows} training crystals"
         return None
 
     def ended(trial: TrialRecord) -> None:
@@ -182,7 +190,7 @@ def _run(plan: Search, dataset: PreparedDataset, study: Study, units: Mapping[st
     with ray_session():
         capacity = _capacity(plan)
         progress.begin(book.ended_trials, capacity.trials)
-        library = _library(plan, dataset)
+        library = _library(plan, data.dataset)
         setup = TrialSetup(
             base=base | dict(capacity.config) | {"storage_path": str(plan.folder.parent)},
             objective=plan.objective,

@@ -7,7 +7,9 @@ there as it comes, so that a search killed at any point goes on from it.
 from __future__ import annotations
 
 import os
+import random
 import re
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,13 +23,16 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from cluster.errors import UserError
+from tune.book import SEARCH
 from tune.config import SearchConfig
 
 VARIABLE = "CRYSTALFORMER_STORAGE"
 STUDY_FILE = "study.db"
+CONNECTIONS = 5
+"""To a database in which another search makes Optuna's tables, one by one, before it is given up."""
 PURPOSE = "crystalformer"
 """Key of the study's user attribute that says what its values are of."""
 
@@ -46,8 +51,8 @@ def shown_url(url: str) -> str:
     """The URL without user, password and options: fit for files and messages. UserError where it is none."""
     try:
         parts = make_url(url)
-    except ArgumentError as error:
-        raise UserError("storage must be a database URL such as postgresql://USER@HOST/NAME") from error
+    except (ArgumentError, ValueError):  # which repeat the URL, and with it the password
+        raise UserError("storage must be a database URL such as postgresql://USER@HOST/NAME") from None
     place = f"{parts.host or ''}{f':{parts.port}' if parts.port else ''}"
     return f"{parts.drivername}://{place}/{parts.database or ''}"
 
@@ -56,10 +61,14 @@ def open_storage(url: str) -> RDBStorage:
     """The database with Optuna's tables, made where they are not there. UserError where it cannot be opened."""
     shown = shown_url(url)
     try:
-        try:
-            return _connect(url)
-        except IntegrityError:  # another search made the tables at the same moment
-            return _connect(url)
+        for _ in range(CONNECTIONS):
+            try:
+                return _connect(url)
+            except DBAPIError as error:
+                if not (isinstance(error, IntegrityError) or "already exists" in str(error)):
+                    raise
+                time.sleep(random.uniform(0.1, 0.5))  # another search makes the tables at the same moment
+        return _connect(url)
     except ImportError as error:
         reason = f"its driver is not installed ({_one_line(error, url)})"
     except (SQLAlchemyError, RuntimeError) as error:
@@ -150,6 +159,12 @@ def _check_same(name: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) 
             key = next(k for k in [*value, *was] if value.get(k) != was.get(k))
             was, value = was.get(key), value.get(key)
         raise UserError(f"study {name!r} was begun with {key} {was!r}, now it is {value!r}; give another study_name")
+
+
+def refuse_known(study: Study, run_name: str) -> None:
+    """UserError where the study has trials of a search of that name: a new one would take them for its own."""
+    if any(trial.user_attrs.get(SEARCH) == run_name for trial in study.get_trials(deepcopy=False)):
+        raise UserError(f"run_name {run_name!r} has trials in study {study.study_name!r}; give another")
 
 
 class SeededTPE(BaseSampler):

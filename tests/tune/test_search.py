@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -297,12 +298,36 @@ def test_what_cannot_be_is_told_before_anything_starts(plan, folder):
         ({"objective": "shear"}, {}, "objective must be one of the targets gap, got 'shear'"),
         ({"storage": "study.db"}, {}, "storage must be a database URL such as"),
         ({"space": str(folder / "nowhere.yaml")}, {}, "nowhere.yaml: No such file or directory"),
+        ({"storage": "postgresql://me:se@cret@host:port/db"}, {}, "storage must be a database URL such as"),
         ({}, {"storage_path": "s3://bucket/runs"}, "storage_path of a search must be a folder that all nodes share"),
+        ({}, {"deepspeed": "/nowhere/ds.json"}, "deepspeed: /nowhere/ds.json: No such file or directory"),
+        ({}, {"init_from": "runs/a/model"}, "init_from must be none in a search"),
     ]:
         with pytest.raises(UserError, match=re.escape(message)):
             plan("never", given, **others)
     assert not (folder / "never").exists()
-    with pytest.raises(UserError, match="a trial of 1 workers does not fit the cluster's 2 CPUs"):
-        search(plan("wide", {}, cpus_per_worker=3))
     with pytest.raises(UserError, match="run_name 'nowhere' cannot be resumed"):
         saved(folder, "nowhere")
+
+
+def test_a_refused_search_has_not_begun_and_can_be_corrected(plan, folder):
+    database = folder / "shared.db"
+    place = {"storage": f"sqlite:///{database}?timeout=0.1", "study_name": "taken"}
+    taken = optuna.create_study(study_name="taken", storage=open_storage(place["storage"]))
+    taken.ask().set_user_attr("search", "late")
+    (folder / "batches.yaml").write_text("batch_size: {choice: [500, 600]}\n")
+    for given, others, message in [
+        ({}, {"cpus_per_worker": 3}, "a trial of 1 workers does not fit the cluster's 2 CPUs"),
+        ({}, {"batch_size": 400}, "batch_size must be at most the 32 training crystals, got 400"),
+        ({"space": str(folder / "batches.yaml")}, {}, "batch_size must be at most the 32 training crystals, got 500"),
+        (place, {}, "run_name 'late' has trials in study 'taken'; give another"),
+        (place, {"lr": 1e-3}, "study 'taken' was begun with lr 0.0005, now it is 0.001"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(message)):
+            search(plan("late", given, **others))
+    writer = sqlite3.connect(database, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    with pytest.raises(UserError, match=r"^storage sqlite:///\S+ failed: database is locked$"):
+        search(plan("late", place | {"study_name": "new"}))
+    writer.execute("ROLLBACK")
+    assert not (folder / "late" / "search.yaml").exists()

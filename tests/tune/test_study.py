@@ -1,6 +1,7 @@
 """The study: repeatable suggestions, early stopping, failures, going on after a kill, sharing, no secrets shown."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
@@ -10,7 +11,7 @@ from cluster.errors import UserError
 from tune.book import Book, best, records
 from tune.config import SearchConfig
 from tune.space import DEFAULT, read_space
-from tune.study import Purpose, SeededTPE, open_storage, open_study, shown_url
+from tune.study import Purpose, SeededTPE, open_storage, open_study, refuse_known, shown_url
 
 SPACE = read_space(DEFAULT)
 BASE = TrainConfig.from_flat({"target": ["shear"]}).to_flat()
@@ -190,9 +191,30 @@ def test_searches_share_a_study_only_if_they_ask_for_it_and_agree(url):
             begin(url, **others)
 
 
+def test_a_new_search_does_not_take_the_trials_of_one_of_its_name(url):
+    study = begin(url)
+    make_book(study, 1, search="mine")[0].next()
+    refuse_known(study, "other")
+    with pytest.raises(UserError, match="run_name 'mine' has trials in study 's'; give another"):
+        refuse_known(study, "mine")
+
+
+def test_searches_begun_at_once_on_a_fresh_database_make_its_tables_together(tmp_path):
+    for number in range(4):
+        url = f"sqlite:///{tmp_path}/fresh{number}.db"
+        with ThreadPoolExecutor(4) as pool:
+            assert len([storage for storage in pool.map(open_storage, [url] * 4) if storage]) == 4
+
+
 def test_no_user_or_password_is_shown():
     assert shown_url("postgresql://me:secret@host:5433/runs?sslmode=no") == "postgresql://host:5433/runs"
     assert shown_url("sqlite:////tmp/a.db") == "sqlite:////tmp/a.db"
+    for url in ("postgresql://me:se@cret:word@db.host/runs", "postgresql://me:secret@[::1/db", "secret@host/db"):
+        with pytest.raises(UserError, match="^storage must be a database URL such as [^ ]+$") as caught:
+            shown_url(url)
+        assert caught.value.__cause__ is None and caught.value.__suppress_context__
+    with pytest.raises(ValueError, match=r"got '\*\*\*'"):
+        SearchConfig(storage="me:secret@host/db")
 
 
 @pytest.mark.parametrize(
