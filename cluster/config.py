@@ -41,6 +41,7 @@ DERIVED = ("num_targets",)
 """Fields that follow from others and are nobody's to set."""
 
 _PLAIN_NAME = re.compile(r"\w[\w.+=,@-]*", re.ASCII)
+_NO_PLAIN_LETTER = re.compile(r"[^\w.+=,@-]", re.ASCII)
 _PLAIN_RULE = "letters, digits and _ . + = , @ -, beginning with a letter, digit or _"
 
 
@@ -121,7 +122,10 @@ class OptimConfig:
     )
     swa_epochs: int = field(
         default=50,
-        metadata=_meta("last epochs, whose weights are averaged at a held learning rate; 0 for none", "epochs"),
+        metadata=_meta(
+            "last epochs, whose weights are averaged at a held learning rate; of a shorter run half of it; 0: none",
+            "epochs",
+        ),
     )
     normalize_targets: TargetScaling = field(
         default="scale_bias", metadata=_meta("what of the train split's std (scale) and mean (bias) to take out")
@@ -346,12 +350,17 @@ class TrainConfig:
 
     def resolved(self, *, dataset: str, target: tuple[str, ...], now: datetime) -> TrainConfig:
         """This config with the data set and target names that were found, and a run_name if it had none."""
-        made = f"{'+'.join(target)}-{dataset}-{now:%Y%m%d-%H%M%S}"
+        made = plain_name(f"{'+'.join(target)}-{dataset}-{now:%Y%m%d-%H%M%S}")
         return replace(
             self,
             data=replace(self.data, dataset=dataset, target=target),
             run=replace(self.run, run_name=self.run.run_name or made),
         )
+
+
+def plain_name(text: str) -> str:
+    """A name for a run made of what its targets are called, which may hold any letters."""
+    return _NO_PLAIN_LETTER.sub("_", text)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any setting's value

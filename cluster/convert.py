@@ -195,7 +195,10 @@ def to_folders(path: Path, out: Path, given: Mapping[str, Any], targets: Sequenc
         raise UserError(f"{path}: {error.args[0]}") from error
     for name, state in ours.items():
         provenance = {"converted_from": path.name, "weights": name}
-        save_model(out / name, ModelCard(model=card.model, targets=card.targets, provenance=provenance), state)
+        try:
+            save_model(out / name, ModelCard(model=card.model, targets=card.targets, provenance=provenance), state)
+        except OSError as error:
+            raise UserError(f"{out / name}: {error.strerror or error}") from error
     return [out / name for name in ours]
 
 
@@ -240,15 +243,18 @@ def _write_reference(folder: Path, out: Path) -> None:
         state["target_mean"] = _tensor([scale.bias for scale in scales])
         state["target_std"] = _tensor([scale.scale for scale in scales])
         state |= {PREFIXES[name] + key: value.clone() for key, value in to_reference(predictor.model).items()}
+    if not out.name or out.is_dir():
+        raise UserError(f"{out}: must be the name of a file to write")
     partial = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"state_dict": state}, partial)
-        os.replace(partial, out)
+        try:
+            torch.save({"state_dict": state}, partial)
+            os.replace(partial, out)
+        finally:
+            partial.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{out}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _tensor(values: Sequence[float]) -> Tensor:

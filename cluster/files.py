@@ -49,6 +49,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a subclass of SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"{path}: {_yaml_message(error)}") from error
+    except (ValueError, RecursionError) as error:  # a number or date that is none, brackets in brackets
+        raise UserError(f"{path}: {' '.join(str(error).split()):.200}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -89,5 +89,7 @@ def _reason(error: Exception) -> str:
 
 
 def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "errors.pydantic.dev" in lines[-1]:  # as of DeepSpeed's settings: key, problem, address of a manual
+        lines = [": ".join(lines[-3:-1])]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

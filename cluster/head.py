@@ -156,7 +156,11 @@ def submit_job(folder: Path, job: str) -> int:
         raise UserError(
             f"no Ray head to submit to: `make dashboard` starts one here, {ADDRESS_VARIABLE} names another"
         )
-    words = ["job", "submit", "--address", address, "--working-dir", ".", "--", "crystalformer", *shlex.split(job)]
+    try:
+        command = ["crystalformer", *shlex.split(job)]
+    except ValueError as error:
+        raise UserError(f"JOB {job!r}: {error}") from error
+    words = ["job", "submit", "--address", address, "--working-dir", ".", "--", *command]
     return subprocess.run([_ray_command(), *words], env=_environment(), check=False).returncode
 
 

@@ -219,11 +219,19 @@ class Worker:
         return self._rows
 
     def run(self) -> None:
-        """Train from the current position to the end, test, and report the final checkpoint."""
+        """Train from the current position to the end, test, and report the final checkpoint.
+
+        A trial of a search has no test split: its rows are all that it is to give.
+        """
         for _ in self.epochs():
             pass
-        if self._position.epoch > self._config.optim.epochs:
+        if self._position.epoch <= self._config.optim.epochs:
+            return
+        if "test" in self._feeds:
             self._finish()
+        else:
+            self._save()
+            self._saver.register()
 
     def epochs(self) -> Iterator[Mapping[str, Any]]:
         """Train epoch by epoch, giving each one's metrics row; ends early, after a checkpoint, where told to stop."""

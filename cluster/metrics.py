@@ -37,10 +37,10 @@ class RunMetrics:
 
     def __init__(self, run: str, targets: tuple[str, ...], place: Place) -> None:
         """``run`` and ``targets`` name what is trained."""
-        labels = {"run": run, "targets": "+".join(targets), "rank": str(place.rank)}
+        labels = {"run": run, "targets": _ascii("+".join(targets)), "rank": str(place.rank)}
         self._device = place.device
         self._gauges = {key: _gauge(name, text, labels) for key, (name, text) in _GAUGES.items()}
-        self._validation = {t: _gauge(*VALIDATION, {**labels, "target": t}) for t in targets}
+        self._validation = {t: _gauge(*VALIDATION, {**labels, "target": _ascii(t)}) for t in targets}
         self._step_seconds = _gauge(*STEP_SECONDS, labels)
         self._memory = _gauge(*GPU_MEMORY, labels)
         Counter(*STARTS, tag_keys=tuple(labels)).inc(1, tags=labels)
@@ -84,6 +84,11 @@ class RunMetrics:
         while not self._closed.wait(REPEAT_SECONDS):
             for gauge, value in list(self._last.items()):
                 gauge.set(value)
+
+
+def _ascii(name: str) -> str:
+    """Ray takes no other letters in a label."""
+    return name.encode("ascii", "backslashreplace").decode()
 
 
 def _gauge(name: str, text: str, labels: Mapping[str, str]) -> Gauge:

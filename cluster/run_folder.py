@@ -31,6 +31,7 @@ from cluster.report import (
     write_predictions,
     write_results,
 )
+from cluster.saving import PREFIX
 from cluster.seen import seen_in
 from cluster.storage import RunStore, is_remote
 from cluster.tracking import RUN_FILE
@@ -40,6 +41,11 @@ from data_pipeline.table import StructureTable
 
 DATA_FILE = "data.json"
 """What the run was trained on: name and fingerprint of the prepared data."""
+
+OVERLAY_FILE = "deepspeed.json"
+"""A copy of the user's DeepSpeed file, so that the run folder is enough to repeat the run."""
+
+LOCK_FILE = ".lock"
 
 LOST_SECONDS = 120.0
 """A file server lets go of the locks of a machine that has died within this."""
@@ -93,10 +99,14 @@ def with_free_name(config: TrainConfig) -> TrainConfig:
     for number in itertools.count(1):
         free = name if number == 1 else f"{name}-{number}"
         try:
-            (Path(storage) / free).mkdir(parents=True)
+            Path(storage).mkdir(parents=True, exist_ok=True)
+        except OSError:  # open_run says what is wrong with the place
+            return config
+        try:
+            (Path(storage) / free).mkdir()
         except FileExistsError:
             continue
-        except OSError:  # open_run says what is wrong with the place
+        except OSError:
             return config
         return replace(config, run=replace(config.run, run_name=free))
     raise AssertionError("itertools.count has no end")
@@ -115,7 +125,7 @@ def claimed(config: TrainConfig, store: RunStore) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             patience = LOST_SECONDS if config.run.auto_resume else 0.0
-            stack.enter_context(lock.locked(store.folder / ".lock", patience=patience))
+            stack.enter_context(lock.locked(store.folder / LOCK_FILE, patience=patience))
         except lock.InUseError as error:
             name, parent = config.run.run_name, config.run.storage_path
             raise UserError(f"run_name {name!r} in {parent} is being written by another process") from error
@@ -137,6 +147,13 @@ def open_run(config: TrainConfig, store: RunStore) -> None:
         store.pull(CONFIG_FILE, DATA_FILE, METRICS_FILE, RUN_FILE)
         _check_same(config, load_yaml(store.folder / CONFIG_FILE))
     store.check_writable()
+
+
+def withdraw(store: RunStore) -> None:
+    """Take back what the start of a run has written that was refused, so that its name is free for the next try."""
+    if store.holds(METRICS_FILE) or any(store.folder.glob(f"{PREFIX}*")):
+        return  # it has begun
+    store.delete(CONFIG_FILE, OVERLAY_FILE, DATA_FILE, RUN_FILE, LOCK_FILE)
 
 
 def check_data(config: TrainConfig, store: RunStore, dataset: PreparedDataset) -> None:

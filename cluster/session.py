@@ -12,6 +12,7 @@ import ray
 
 from cluster.environment import for_workers
 from cluster.errors import UserError
+from data_pipeline.ray_address import join_or_start
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 """The workers' output stays in Ray's log files, which the dashboard shows."""
@@ -19,15 +20,14 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNI
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Connect to RAY_ADDRESS, or start a local Ray and stop it at the end. A connected session is left as it is."""
+    """Connect to RAY_ADDRESS, or start a local Ray and stop it at the end. A connected session is left as it is.
+
+    DataError where RAY_ADDRESS leads nowhere.
+    """
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, runtime_env={"env_vars": for_workers()}, **_QUIET)
-    else:
-        ray.init(address="local", include_dashboard=False, **_QUIET)
+    join_or_start({"runtime_env": {"env_vars": for_workers()}}, **_QUIET)
     try:
         yield
     finally:

@@ -47,6 +47,9 @@ class RunStore:
         self.filesystem: Any = None
         """pyarrow's, of an object store; None for a folder."""
         if not is_remote(storage_path):
+            if Path(storage_path).is_symlink() and not Path(storage_path).exists():
+                leads = os.readlink(storage_path)
+                raise UserError(f"storage_path {storage_path!r} leads to {leads!r}, which is not there")
             self.folder = (Path(storage_path) / run_name).resolve()
             self.location = str(self.folder)
             return
@@ -120,6 +123,19 @@ class RunStore:
             with self.filesystem.open_output_stream(f"{self._path}/{name}") as stream:
                 stream.write(bytes(PROBE_BYTES))
             self.filesystem.delete_file(f"{self._path}/{name}")
+
+    def delete(self, *names: str) -> None:
+        """Delete files of the run, and its folder where nothing is left in it."""
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
+        if self.filesystem is None:
+            with suppress(OSError):  # something is left
+                self.folder.rmdir()
+            return
+        with _explained(self.location):
+            for name in names:
+                if self._sent.pop(name, None) is not None:
+                    self.filesystem.delete_file(f"{self._path}/{name}")
 
     def close(self) -> None:
         """Send what is left and drop the local copy; it stays, and its place is told, where sending fails."""

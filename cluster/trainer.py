@@ -16,19 +16,30 @@ from cluster.launch import launch
 from cluster.log import say
 from cluster.progress import counting
 from cluster.report import RunResult
-from cluster.run_folder import check_data, claimed, open_run, read_final, run_result, settle_resume, write_run
+from cluster.run_folder import (
+    OVERLAY_FILE,
+    check_data,
+    claimed,
+    open_run,
+    read_final,
+    run_result,
+    settle_resume,
+    withdraw,
+    write_run,
+)
 from cluster.session import ray_session
 from cluster.storage import RunStore
 from cluster.tables import SPLITS, open_split
 from cluster.tracking import Tracker
 from data_pipeline.datasets import resolve
+from data_pipeline.errors import DataError
 from data_pipeline.info import SourceKind
 from data_pipeline.prepare import prepare_dataset
 from data_pipeline.prepared import PreparedDataset, load_prepared
 from data_pipeline.table import StructureTable
 
-OVERLAY_FILE = "deepspeed.json"
-"""A copy of the user's DeepSpeed file, so that the run folder is enough to repeat the run."""
+MAX_RADIUS = 100.0
+"""Å. Neighbour lists grow with its cube: some 9 MB a crystal here, where the paper's 11.9 Å take 18 KB."""
 
 
 def train(config: TrainConfig) -> RunResult:
@@ -42,7 +53,12 @@ def train(config: TrainConfig) -> RunResult:
         with claimed(config, store):
             config = settle_resume(config, store)
             open_run(config, store)
-            return _train(config, store, start)
+            try:
+                return _train(config, store, start)
+            except (UserError, DataError):
+                if not config.run.resume:
+                    withdraw(store)
+                raise
     except CheckpointError as error:
         raise RunFailed(f"{error}; see --resume") from error
     except OSError as error:
@@ -52,6 +68,7 @@ def train(config: TrainConfig) -> RunResult:
 
 
 def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
+    _check_reach(config)
     dataset = _prepared(config)
     check_data(config, store, dataset)
     radius = config.model.neighbor_radius
@@ -85,6 +102,15 @@ def _prepared(config: TrainConfig) -> PreparedDataset:
     if dataset.rejected and not dataset.reused:
         say(f"{dataset.name}: {len(dataset.rejected)} rows rejected, listed in {dataset.path / 'dataset.json'}")
     return dataset
+
+
+def _check_reach(config: TrainConfig) -> None:
+    radius = config.model.neighbor_radius
+    if radius > MAX_RADIUS:
+        raise UserError(
+            "cutoff_sigmas * scale_real / sqrt(gauss_lb_real), the reach of attention, "
+            f"must be at most {MAX_RADIUS:g} Å, got {radius:.4g} Å"
+        )
 
 
 def _check_sizes(config: TrainConfig, structures: dict[str, StructureTable]) -> None:

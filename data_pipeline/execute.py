@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.ray_address import join_or_start
 from data_pipeline.store import RawStore, write_atomically
 from data_pipeline.work import process_batch
 
@@ -130,10 +130,7 @@ def _ray() -> Iterator[Any]:
 
     started = not ray.is_initialized()
     if started:
-        # Without an address Ray would join whatever cluster was last started on this machine, even one that is gone.
-        address = os.environ.get("RAY_ADDRESS")
-        where = {"address": address} if address else {"address": "local", "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level=logging.WARNING, **where)
+        join_or_start(log_to_driver=False, logging_level=logging.WARNING)
     try:
         yield ray
     finally:

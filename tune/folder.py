@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import lock
-from cluster.config import CONFIG_FILE, TrainConfig, load_flat, save_yaml
+from cluster.config import CONFIG_FILE, TrainConfig, load_flat, plain_name, save_yaml
 from cluster.deepspeed_config import overlay_of
 from cluster.errors import UserError
 from cluster.files import dump_yaml, read_yaml, write_text
@@ -74,7 +74,7 @@ def new_search(settings: Mapping[str, Any], given: Mapping[str, Any], now: datet
     except ValueError as error:
         raise UserError(str(error)) from error
     found = resolve(config.data.dataset, config.data.target, Path(config.data.data_dir))
-    name = f"tune-{'+'.join(found.target_names)}-{found.name}-{now:%Y%m%d-%H%M%S}"
+    name = plain_name(f"tune-{'+'.join(found.target_names)}-{found.name}-{now:%Y%m%d-%H%M%S}")
     config = replace(config, run=replace(config.run, run_name=config.run.run_name or name))
     config = config.resolved(dataset=found.name, target=found.target_names, now=now)
     space = load_space(options.space, config)

@@ -51,9 +51,9 @@ def open_path(path: Path, targets: Sequence[str], *, allow_pickle: bool) -> Sour
             raise DataError(f"{missing}: not found, though {there[0]} is there")
         check_pickle(str(path), allow_pickle=allow_pickle)
         return RecordSource(raw, targets)
-    if parquet := sorted(path.glob("*.parquet")):
+    if parquet := sorted(file for file in path.glob("*.parquet") if file.is_file()):
         return _open_parquet(parquet, targets)
-    if records := sorted(file for file in path.iterdir() if file.name.endswith(RECORDS)):
+    if records := sorted(file for file in path.iterdir() if file.name.endswith(RECORDS) and file.is_file()):
         return RecordSource(dict.fromkeys(records), targets)
     raise DataError(f"{path}: nothing to read in it; --source takes {_KINDS}")
 

@@ -184,6 +184,8 @@ def test_resolved_names_the_run():
     named = config.resolved(dataset="d", target=("shear", "bulk"), now=datetime(2026, 1, 2, 3, 4, 5))
     assert (named.data.dataset, named.model.num_targets) == ("d", 2)
     assert named.run.run_name == "shear+bulk-d-20260102-030405"
+    strange = config.resolved(dataset="d", target=("Δe",), now=datetime(2026, 1, 2, 3, 4, 5))
+    assert strange.run.run_name == "_e-d-20260102-030405"
     kept = replace(config, run=RunConfig(run_name="mine"))
     assert kept.resolved(dataset="d", target=("shear",), now=datetime(2026, 1, 2)).run.run_name == "mine"
 
@@ -207,6 +209,8 @@ WRONG_FILES = [
     ("target: [", "line 1"),
     ("1: 2", "line 1: 1 is not the name of a setting"),
     ("lr: 1", "target must be given"),
+    ("target: shear\nepochs: !!int abc", "invalid literal for int()"),
+    ("target: " + 3000 * "[", "recursion"),
     ("target: !!python/object:os.system x", "line 1: could not determine a constructor"),
 ]
 

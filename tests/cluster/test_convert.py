@@ -177,6 +177,21 @@ def test_what_is_no_checkpoint_is_refused(content, message, tmp_path, capsys):
     assert message in error and error.count("\n") == 1
 
 
+def test_places_that_cannot_be_written_are_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ours, (file, _) = write_model(tmp_path / "a"), checkpoint(golden.load("real_k16"), tmp_path / "theirs.ckpt")
+    (tmp_path / "taken").write_text("")
+    for words in (
+        ["convert", str(file), "taken"],
+        ["convert", str(ours), "taken/x.ckpt", "--to_reference"],
+        ["convert", str(ours), "a", "--to_reference"],
+        ["convert", str(ours), "", "--to_reference"],
+    ):
+        assert main(words) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "taken", "theirs.ckpt"]
+
+
 def test_text_is_no_checkpoint(tmp_path, capsys):
     (tmp_path / "a.ckpt").write_text("text")
     assert main(["convert", str(tmp_path / "a.ckpt"), str(tmp_path / "ours")]) == 2

@@ -79,7 +79,7 @@ def test_a_live_run_is_scraped(endpoint, tmp_path):
 def test_gauges_stay_while_a_step_hangs_and_go_with_the_worker(endpoint, monkeypatch):
     """Ray forgets a gauge after two exports, here a second: an alert for a hanging step would see none."""
     monkeypatch.setattr(metrics, "REPEAT_SECONDS", 0.2)
-    told = RunMetrics("hangs", ("shear",), Place(rank=0, world_size=1, device=torch.device("cpu")))
+    told = RunMetrics("hangs", ("Δe",), Place(rank=0, world_size=1, device=torch.device("cpu")))
 
     def steps() -> list[float]:
         samples = scrape(endpoint).get("crystalformer_step", [])
@@ -91,9 +91,12 @@ def test_gauges_stay_while_a_step_hangs_and_go_with_the_worker(endpoint, monkeyp
             assert time.monotonic() < deadline, f"{steps()} instead of {wanted}"
             time.sleep(0.2)
 
+    told.row({"epoch": 1, "val_mae": {"Δe": 0.25}})  # Ray's labels take no such letter
     told.step(7, 0.1)
     try:
         wait_until([7.0])
+        (error,) = [one for one in scrape(endpoint)[VALIDATION[0]] if one.labels["run"] == "hangs"]
+        assert (error.value, error.labels["target"]) == (0.25, r"\u0394e")
         still = time.monotonic() + 4.0
         while time.monotonic() < still:
             assert steps() == [7.0]
