@@ -71,7 +71,7 @@ class StudyScheduler(FIFOScheduler):
         go_on = False
         with self._book.watching():
             self._book.runs_in(result["number"], result["process"])
-            go_on = self._book.epochs_done(result["number"], result["errors"])
+            go_on = self._book.epochs_done(result["number"], result["errors"], result["scores"])
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:  # noqa: ANN401
@@ -82,7 +82,7 @@ class StudyScheduler(FIFOScheduler):
     def _tell(self, number: int, result: Mapping[str, Any]) -> None:
         if "errors" in result:
             self._book.runs_in(number, result["process"])
-            self._book.epochs_done(number, result["errors"])
+            self._book.epochs_done(number, result["errors"], result["scores"])
         if result.get("ended") == "complete":
             self._book.complete(number)
         elif result.get("ended") == "failed":

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from optuna.exceptions import StorageInternalError
@@ -45,7 +46,7 @@ class TrialRecord:
     state: str
     """One of ``WORDS``."""
     value: float | None
-    """Smallest validation MAE over its epochs, in the target's unit; None before the first."""
+    """Validation MAE of the weights that it keeps, in the target's unit; None before the first epoch."""
     epochs: int
     """Done."""
     best_epoch: int | None
@@ -175,20 +176,19 @@ class Book:
             if not self.closed and trial is not None and trial.user_attrs.get(PROCESS) != process:
                 trial.set_user_attr(PROCESS, process)
 
-    def epochs_done(self, number: int, errors: Sequence[float]) -> bool:
+    def epochs_done(self, number: int, errors: Sequence[float], scores: Sequence[float] | None = None) -> bool:
         """Take the validation MAE of every epoch so far; whether the trial should go on.
 
-        The value of an epoch is the smallest error up to it: that of the weights a run keeps.
+        ``scores`` say which epoch's weights are kept, none: the errors themselves. The value of an epoch is the error
+        of the weights that are kept after it.
         """
         with self._lock:
             if self.closed or number not in self._trials:
                 return False
             trial, values = self._trials[number], self._values[number]
-            for error in errors[len(values) :]:
-                if not math.isfinite(error):
-                    break
-                values.append(min([error, *values[-1:]]))
-                trial.report(values[-1], len(values))
+            for value in kept_errors(errors, errors if scores is None else scores)[len(values) :]:
+                values.append(value)
+                trial.report(value, len(values))
             return not trial.should_prune()
 
     def complete(self, number: int) -> None:
@@ -237,6 +237,21 @@ def _nothing() -> None:
     """What a Book becomes on disk."""
 
 
+def kept_errors(errors: Sequence[float], scores: Sequence[float]) -> list[float]:
+    """After each epoch, the error in the epoch of the smallest score so far; ends before the first that is no number.
+
+    That epoch's weights are the ones that a training keeps (cluster/loop.py).
+    """
+    kept: list[float] = []
+    smallest = math.inf
+    for error, score in zip(errors, scores, strict=True):
+        if not (math.isfinite(error) and math.isfinite(score)):
+            break
+        kept.append(error if score < smallest else kept[-1])
+        smallest = min(smallest, score)
+    return kept
+
+
 def record(trial: FrozenTrial, space: Space) -> TrialRecord:
     """A trial of the study as people see it."""
     values = [value for _, value in sorted(trial.intermediate_values.items()) if math.isfinite(value)]
@@ -244,14 +259,20 @@ def record(trial: FrozenTrial, space: Space) -> TrialRecord:
         number=trial.number,
         search=str(trial.user_attrs.get(SEARCH, "")),
         state=WORDS[trial.state],
-        value=min(values) if values else None,
+        value=values[-1] if values else None,
         epochs=len(trial.intermediate_values),
-        best_epoch=1 + values.index(min(values)) if values else None,
+        best_epoch=_since(values) if values else None,
         seconds=trial.user_attrs.get(SECONDS),
         settings=space.settings(trial.params),
         process=str(trial.user_attrs.get(PROCESS, "")),
         reason=str(trial.user_attrs.get(REASON, "")),
     )
+
+
+def _since(values: Sequence[float]) -> int:
+    """The epoch since which the value is what it is at the end."""
+    unchanged = takewhile(lambda value: value == values[-1], reversed(values))
+    return len(values) - len(list(unchanged)) + 1
 
 
 def records(study: Study, space: Space) -> list[TrialRecord]:

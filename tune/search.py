@@ -148,6 +148,8 @@ def _study(plan: Search, data: SearchData) -> Study:
         epochs=plan.options.epochs,
         space=plan.space.rules(),
         fixed={name: flat[name] for name in fixed},
+        grace_epochs=plan.options.grace_epochs,
+        reduction=plan.options.reduction,
     )
     resume = plan.config.run.resume
     # A study of its own without a search.yaml is that of a search that was killed between the two.

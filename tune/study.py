@@ -106,6 +106,9 @@ class Purpose:
     space: Mapping[str, Any]
     fixed: Mapping[str, Any]
     """The settings that are not searched but decide a trial's result."""
+    grace_epochs: int
+    reduction: int
+    """Early stopping compares trials at the epochs that these make."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for the study."""
@@ -117,6 +120,8 @@ class Purpose:
             "epochs": self.epochs,
             "space": {name: dict(rule) for name, rule in self.space.items()},
             "fixed": dict(self.fixed),
+            "grace_epochs": self.grace_epochs,
+            "reduction": self.reduction,
         }
 
 
@@ -152,7 +157,7 @@ def open_study(storage: RDBStorage, name: str, config: SearchConfig, purpose: Pu
 
 def _check_same(name: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for key, value in wanted.items():
-        was = found.get(key)
+        was = found.get(key, value)  # studies of earlier versions do not say everything
         if was == value:
             continue
         if isinstance(value, Mapping) and isinstance(was, Mapping):

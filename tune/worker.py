@@ -30,6 +30,7 @@ from ray import tune as ray_tune
 from cluster.config import CONFIG_FILE, TrainConfig, save_yaml
 from cluster.deepspeed_config import overlay_of
 from cluster.errors import RunFailed, UserError
+from cluster.feed import TargetScaling
 from cluster.loop import Job, Worker, prepare_process
 from cluster.machine import Place
 from cluster.monitor import Message
@@ -190,6 +191,17 @@ class ManyWorkers:
         self._thread.join(CLOSE_SECONDS)
 
 
+def score_of(row: Row, targets: Sequence[str], scaling: TargetScaling) -> float:
+    """What a run chooses its best epoch by (cluster/evaluation.py): the mean normalized error over all targets.
+
+    For one target it is the error as it is, in the same order.
+    """
+    if len(targets) == 1:
+        return float(row["val_mae"][targets[0]])
+    errors = [row["val_mae"][target] / scale for target, scale in zip(targets, scaling.scale, strict=True)]
+    return float(sum(errors) / len(errors))
+
+
 class Trial(ray_tune.Trainable):
     """Ray Tune's side of a trial: a step is an epoch."""
 
@@ -205,6 +217,7 @@ class Trial(ray_tune.Trainable):
         self._settings["run_name"] = f"{base['run_name']}/{TRIALS_FOLDER}/{self._number:04d}"
         self._folder = Path(base["storage_path"]) / self._settings["run_name"]
         self._errors: list[float] = []
+        self._scores: list[float] = []
         self._waited = 0.0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -232,12 +245,15 @@ class Trial(ray_tune.Trainable):
             row = next(self._rows)
         except StopIteration:
             minutes, done = self._shared.seconds / 60, len(self._errors)
+            if done >= self._config.optim.epochs:  # cut off after its last checkpoint, before it was recorded
+                return self._result(ended="complete")
             return self._result(ended="stopped", reason=f"its {minutes:g} minutes were up after {done} epochs")
         self._take(row)
-        if not math.isfinite(self._errors[-1]):
-            return self._result(
-                ended="failed", reason=f"diverged: validation MAE is {self._errors[-1]} in epoch {row['epoch']}"
-            )
+        for target, error in row["val_mae"].items():
+            if not math.isfinite(error):
+                of = f" of {target}" if len(row["val_mae"]) > 1 else ""
+                reason = f"diverged: validation MAE{of} is {error} in epoch {row['epoch']}"
+                return self._result(ended="failed", reason=reason)
         return self._result(ended="complete" if row["epoch"] >= self._config.optim.epochs else "")
 
     def _run(self) -> OneWorker | ManyWorkers:
@@ -247,7 +263,7 @@ class Trial(ray_tune.Trainable):
         save_yaml(self._folder / CONFIG_FILE, config)
         radius = config.model.neighbor_radius
         data: TrialData = ray.get(shared.library.data.remote(radius, config.optim.normalize_targets))
-        self._waited = data.seconds
+        self._waited, self._scaling = data.seconds, data.scaling
         deadline = time.monotonic() + shared.seconds
         if config.scale.num_workers.most > 1:
             return ManyWorkers(config, data, self._folder, shared.units, deadline)
@@ -257,6 +273,7 @@ class Trial(ray_tune.Trainable):
     def _take(self, row: Row) -> None:
         # Workers that were started again repeat the epochs since their last checkpoint.
         self._errors[row["epoch"] - 1 :] = [float(row["val_mae"][self._shared.objective])]
+        self._scores[row["epoch"] - 1 :] = [score_of(row, self._config.data.target, self._scaling)]
         if self._config.scale.num_workers.most == 1:  # launch writes it elsewhere
             with (self._folder / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(json_ready(row)) + "\n")
@@ -265,6 +282,7 @@ class Trial(ray_tune.Trainable):
         return {
             "number": self._number,
             "errors": list(self._errors),
+            "scores": list(self._scores),
             "ended": ended,
             "reason": reason,
             "waited": self._waited,

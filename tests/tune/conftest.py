@@ -1,6 +1,7 @@
 """What tests of the search share: a small data set of real structure files, a small model, one local Ray."""
 
 import csv
+import random
 
 import pytest
 
@@ -42,14 +43,16 @@ def cif(kind: str, strain: float) -> str:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """A folder of data sets that holds ``salts``: 40 crystals of four kinds with their gap in eV."""
+    """A folder of data sets that holds ``salts``: 40 crystals of four kinds with a gap in eV and a random edge."""
     folder = tmp_path_factory.mktemp("tune")
     with (folder / "salts.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["id", "cif", "gap"])
+        rows, edges = csv.writer(file), random.Random(1)
+        rows.writerow(["id", "cif", "gap", "edge"])
         for number in range(40):
             kind = sorted(KINDS)[number % 4]
-            rows.writerow([f"salt-{number}", cif(kind, 0.95 + 0.0025 * number), 1.0 + number % 4 + number / 40])
+            rows.writerow(
+                [f"salt-{number}", cif(kind, 0.95 + 0.0025 * number), 1.0 + number % 4 + number / 40, edges.random()]
+            )
     words = ["prepare", "--source", str(folder / "salts.csv"), "--name", "salts", "--data_dir", str(folder / "data")]
     assert main(words) == 0
     return folder / "data"

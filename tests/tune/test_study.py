@@ -8,10 +8,10 @@ import pytest
 
 from cluster.config import TrainConfig
 from cluster.errors import UserError
-from tune.book import Book, best, records
+from tune.book import Book, best, kept_errors, records
 from tune.config import SearchConfig
 from tune.space import DEFAULT, read_space
-from tune.study import Purpose, SeededTPE, open_storage, open_study, refuse_known, shown_url
+from tune.study import PURPOSE, Purpose, SeededTPE, open_storage, open_study, refuse_known, shown_url
 
 SPACE = read_space(DEFAULT)
 BASE = TrainConfig.from_flat({"target": ["shear"]}).to_flat()
@@ -19,7 +19,7 @@ BASE = TrainConfig.from_flat({"target": ["shear"]}).to_flat()
 
 def purpose(**others):
     common = {"dataset": "d", "targets": ("shear",), "objective": "shear", "unit": "1", "epochs": 9, "space": DEFAULT}
-    return Purpose(**(common | {"fixed": {"lr": 0.1}} | others))
+    return Purpose(**(common | {"fixed": {"lr": 0.1}, "grace_epochs": 1, "reduction": 3} | others))
 
 
 def begin(url, name="s", *, sharing=True, seed=1, **others):
@@ -139,6 +139,20 @@ def test_the_value_is_the_smallest_error_so_far_and_nan_is_none(url):
     assert study.best_trial.number == first
 
 
+def test_with_scores_the_value_is_the_error_in_the_epoch_of_the_smallest(url):
+    study = begin(url)
+    book, _ = make_book(study, 1)
+    number = book.next().number
+    errors, scores = [0.5, 0.2, 0.4, 0.3], [0.9, 0.8, 0.6, 0.7]
+    for epoch in range(1, 5):
+        book.epochs_done(number, errors[:epoch], scores[:epoch])
+    book.complete(number)
+    (trial,) = records(study, SPACE)
+    assert (trial.value, trial.best_epoch, trial.epochs) == (0.4, 3, 4)
+    assert study.best_value == 0.4
+    assert kept_errors([0.5, 0.4], [0.9, float("nan")]) == [0.5]
+
+
 def test_a_bad_combination_is_recorded_and_the_search_goes_on(url):
     space = read_space({"model_dim": {"choice": [96, 128]}, "head_num": {"choice": [3, 8]}})
     study = begin(url, space={})
@@ -186,9 +200,20 @@ def test_searches_share_a_study_only_if_they_ask_for_it_and_agree(url):
         ({"epochs": 10}, "epochs 9, now it is 10"),
         ({"fixed": {"lr": 0.2}}, "lr 0.1, now it is 0.2"),
         ({"space": {"lr": {"log": [1, 2]}}}, "begun with lr None, now it is"),
+        ({"grace_epochs": 2}, "grace_epochs 1, now it is 2"),
+        ({"reduction": 4}, "reduction 3, now it is 4"),
     ]:
         with pytest.raises(UserError, match=message):
             begin(url, **others)
+
+
+def test_a_study_of_an_earlier_version_is_gone_on_with(url):
+    earlier = purpose().to_dict()
+    del earlier["grace_epochs"], earlier["reduction"]
+    begin(url).set_user_attr(PURPOSE, earlier)
+    assert begin(url, grace_epochs=2).study_name == "s"
+    with pytest.raises(UserError, match="dataset 'd', now it is 'e'"):
+        begin(url, dataset="e")
 
 
 def test_a_new_search_does_not_take_the_trials_of_one_of_its_name(url):

@@ -13,8 +13,9 @@ from cluster.tables import TablesOnDisk, open_split
 from data_pipeline.prepared import load_prepared
 from data_pipeline.table import StructureTable
 from tests.cluster.processes import Workers
+from tune.book import kept_errors
 from tune.library import TRIAL_SPLITS, TrialData
-from tune.worker import OneWorker, TrialHost
+from tune.worker import OneWorker, TrialHost, score_of
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +26,11 @@ def process(tmp_path_factory):
 
 
 def begin(settings, folder, *, seconds=600.0):
-    config = TrainConfig.from_flat({**settings, "epochs": 6, "swa_epochs": 0, "checkpoint_every": 2})
+    config = TrainConfig.from_flat({"epochs": 6, **settings, "swa_epochs": 0, "checkpoint_every": 2})
     dataset = load_prepared(Path(config.data.data_dir), "salts")
     radius = config.model.neighbor_radius
-    opened = {split: open_split(dataset, split, ["gap"], radius) for split in TRIAL_SPLITS}
-    targets = StructureTable.from_arrow(opened["train"].structures, ("gap",)).targets()
+    opened = {split: open_split(dataset, split, config.data.target, radius) for split in TRIAL_SPLITS}
+    targets = StructureTable.from_arrow(opened["train"].structures, config.data.target).targets()
     data = TrialData(
         tables={
             split: TablesOnDisk(structures=tables.files[0], shells=tables.files[1], limit=2**30)
@@ -80,6 +81,28 @@ def test_a_trial_goes_on_from_its_checkpoint_exactly(process, settings, tmp_path
     assert taken_up == whole[: len(taken_up)]
     assert again == whole
     assert np.isfinite([row[2] for row in whole]).all()
+
+
+def judged_and_kept(place, settings, folder):
+    """Of a trial of two targets: the values and the errors by epoch, by target, and what the run itself keeps."""
+    settings = {**settings, "target": ["gap", "edge"], "epochs": 15, "lr": 5e-3}
+    run = begin(settings, folder)
+    rows, worker = rows_of(run), run._worker
+    scores = [score_of(row, settings["target"], worker._job.scaling) for row in rows]
+    errors = {target: [row["val_mae"][target] for row in rows] for target in settings["target"]}
+    worker.run()  # the end, as workers of Ray Train come to it
+    (checkpoint,) = folder.glob("checkpoint-*")
+    assert f"-{rows[-1]['step']:08d}-" in checkpoint.name
+    return {target: kept_errors(errors[target], scores) for target in errors}, errors, worker._best
+
+
+def test_a_trial_ends_without_a_test_and_is_judged_by_the_weights_it_keeps(process, settings, tmp_path):
+    ((values, errors, best),) = process.run(judged_and_kept, settings, tmp_path)
+    for target in ("gap", "edge"):
+        assert len(values[target]) == 15
+        assert values[target][-1] == best.mae[target] == errors[target][best.epoch - 1]
+        assert values[target][best.epoch - 2] != values[target][-1]
+    assert values["edge"][-1] > min(errors["edge"])
 
 
 def late(place, settings, folder):
