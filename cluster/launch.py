@@ -24,7 +24,7 @@ from cluster.monitor import Message, Monitor
 from cluster.progress import Progress
 from cluster.report import MetricsLog, read_metrics
 from cluster.room import alive_nodes, cpus_that_fit, described, grows, share_of, workers_that_fit
-from cluster.session import autoscaled, require_told
+from cluster.session import autoscaled, own_session, require_told
 from cluster.snapshot import mend_snapshot
 from cluster.storage import RunStore
 from cluster.tables import SharedTables, SplitTables, TablesOnDisk, share
@@ -123,7 +123,7 @@ def _trainer(
 ) -> TorchTrainer:
     _, resources, gpu = reserved
     workers = config.scale.num_workers
-    return TorchTrainer(
+    return _Trainer(
         _work,
         train_loop_config=job,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
@@ -139,6 +139,19 @@ def _trainer(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.scale.keep_checkpoints),
         ),
     )
+
+
+class _Trainer(TorchTrainer):
+    """Without two processes that Ray Train starts beside each run, a second of start-up each."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Ray's, but for the one that deals out datasets, as none is given: workers get their tables with the job.
+
+        On a Ray of this process alone no one has to clean up after a controller that died, either.
+        """
+        unused = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if own_session() else set())
+        callbacks: list[Any] = super()._create_default_callbacks()
+        return [callback for callback in callbacks if type(callback).__name__ not in unused]
 
 
 def worker_resources(config: TrainConfig) -> tuple[int, dict[str, float], bool]:

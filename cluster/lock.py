@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from cluster.log import say
+
 POLL_SECONDS = 1.0
+
+LOST_SECONDS = 120.0
+"""A file server lets go of the locks of a machine that has died within this."""
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without locks answer."""
 
 
 class InUseError(Exception):
@@ -29,6 +38,23 @@ def locked(file: Path, *, patience: float = 0.0) -> Iterator[None]:
             if time.monotonic() >= deadline:
                 raise InUseError(str(file))
             time.sleep(POLL_SECONDS)
+        yield
+
+
+@contextmanager
+def claimed(file: Path, *, patient: bool) -> Iterator[None]:
+    """Within, no other process holds ``file``; on a file system without locks that is up to the user, who is told.
+
+    patient: wait for the file server to notice that the last holder's machine is gone. Raises InUseError, or OSError
+    where nothing can be written.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(file, patience=LOST_SECONDS if patient else 0.0))
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            say(f"warning: {file.parent} has no file locks: see that no other process writes there")
         yield
 
 

@@ -91,6 +91,12 @@ def json_ready(value: Any) -> Any:  # noqa: ANN401 - JSON is any of its types
     return value
 
 
+def wall_seconds(run_dir: str | Path) -> float | None:
+    """How long the run took, where its results are there already."""
+    path = Path(run_dir) / RESULTS_FILE
+    return float(json.loads(path.read_text(encoding="utf-8"))["wall_seconds"]) if path.is_file() else None
+
+
 def write_results(run_dir: str | Path, result: RunResult) -> Path:
     """Write results.json (keys sorted, non-finite numbers as null) in one step; gives its path."""
     path = Path(run_dir) / RESULTS_FILE

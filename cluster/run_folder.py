@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,11 @@ import numpy as np
 from ray.train import Checkpoint
 
 from cluster import lock
-from cluster.checkpoint import AVERAGE, BEST, Outcome, TrainState, read_checkpoint, read_outcome
+from cluster.checkpoint import AVERAGE, BEST, CheckpointError, Outcome, TrainState, read_checkpoint, read_outcome
 from cluster.config import CONFIG_FILE, TrainConfig, load_yaml
 from cluster.errors import UserError
 from cluster.feed import TargetScaling
 from cluster.files import write_text
-from cluster.log import say
 from cluster.loop import averaged_epochs
 from cluster.report import (
     METRICS_FILE,
@@ -46,12 +44,6 @@ OVERLAY_FILE = "deepspeed.json"
 """A copy of the user's DeepSpeed file, so that the run folder is enough to repeat the run."""
 
 LOCK_FILE = ".lock"
-
-LOST_SECONDS = 120.0
-"""A file server lets go of the locks of a machine that has died within this."""
-
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems without locks answer."""
 
 MODEL_FOLDERS = {BEST: "model", AVERAGE: "model-swa"}
 
@@ -124,14 +116,11 @@ def claimed(config: TrainConfig, store: RunStore) -> Iterator[None]:
         return
     with ExitStack() as stack:
         try:
-            patience = LOST_SECONDS if config.run.auto_resume else 0.0
-            stack.enter_context(lock.locked(store.folder / LOCK_FILE, patience=patience))
+            with suppress(OSError):  # of a place that cannot be written open_run tells
+                stack.enter_context(lock.claimed(store.folder / LOCK_FILE, patient=config.run.auto_resume))
         except lock.InUseError as error:
             name, parent = config.run.run_name, config.run.storage_path
             raise UserError(f"run_name {name!r} in {parent} is being written by another process") from error
-        except OSError as error:  # of a place that cannot be written open_run tells
-            if error.errno in NO_LOCKS:
-                say(f"warning: {store.folder} has no file locks: see that no other process writes this run")
         yield
 
 
@@ -190,6 +179,19 @@ def read_final(checkpoint: Checkpoint) -> tuple[TrainState, Outcome]:
         if outcome is None:
             raise RuntimeError(f"training stopped before its end; its last checkpoint is {checkpoint.path}")
         return read_checkpoint(Path(folder)), outcome
+
+
+def read_finished(config: TrainConfig, store: RunStore) -> tuple[TrainState, Outcome] | None:
+    """What a resumed run has found already; None where there is something left to do, or to look for with Ray."""
+    rows = read_metrics(store.folder) if config.run.resume and store.filesystem is None else []
+    newest = max(store.folder.glob(f"{PREFIX}*"), default=None)
+    if newest is None or not rows or rows[-1]["epoch"] < config.optim.epochs:
+        return None
+    try:
+        outcome = read_outcome(newest)
+        return None if outcome is None else (read_checkpoint(newest), outcome)
+    except CheckpointError:  # the workers go on from an earlier one
+        return None
 
 
 def run_result(

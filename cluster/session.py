@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +13,13 @@ import ray
 
 from cluster.environment import for_workers
 from cluster.errors import UserError
-from data_pipeline.ray_address import join_or_start
+from data_pipeline.ray_address import VARIABLE, join_or_start
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 """The workers' output stays in Ray's log files, which the dashboard shows."""
+
+
+_started_here = threading.Event()
 
 
 @contextmanager
@@ -28,10 +32,18 @@ def ray_session() -> Iterator[None]:
         yield
         return
     join_or_start({"runtime_env": {"env_vars": for_workers()}}, **_QUIET)
+    if os.environ.get(VARIABLE, "local") in ("", "local"):
+        _started_here.set()
     try:
         yield
     finally:
+        _started_here.clear()
         ray.shutdown()
+
+
+def own_session() -> bool:
+    """Whether this process has started Ray for what it does now, and ends it after that."""
+    return _started_here.is_set()
 
 
 def autoscaled() -> bool:

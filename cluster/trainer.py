@@ -15,13 +15,14 @@ from cluster.files import write_text
 from cluster.launch import launch
 from cluster.log import say
 from cluster.progress import counting
-from cluster.report import RunResult
+from cluster.report import RunResult, wall_seconds
 from cluster.run_folder import (
     OVERLAY_FILE,
     check_data,
     claimed,
     open_run,
     read_final,
+    read_finished,
     run_result,
     settle_resume,
     withdraw,
@@ -83,10 +84,15 @@ def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
     store.push(now=True)
     units = {target.name: target.unit for target in dataset.targets if target.name in config.data.target}
     with Tracker(config, store.folder) as tracker:
-        with ray_session():
-            final = launch(config, store, tables, scaling, units, track=tracker.row)
-            state, outcome = read_final(final)
-        result = run_result(config, store, structures, units, state, outcome, time.monotonic() - start)
+        found, took = read_finished(config, store), wall_seconds(store.folder)
+        if found is None:
+            took = None
+            with ray_session():
+                final = launch(config, store, tables, scaling, units, track=tracker.row)
+                found = read_final(final)
+        state, outcome = found
+        seconds = time.monotonic() - start if took is None else took
+        result = run_result(config, store, structures, units, state, outcome, seconds)
         write_run(store.folder, config, dataset, structures, scaling, outcome, result)
         tracker.result(result)
     return result
