@@ -25,16 +25,18 @@ def run(args: argparse.Namespace) -> None:
 
     settings = read_settings(args)
     given = _given(args)
-    from tune.folder import is_there, new_search, saved_search  # Optuna takes a second to import
+    from tune.folder import check_calling, is_there, new_search, saved_search  # Optuna takes a second to import
 
-    again = bool(settings.get("resume")) or (bool(settings.get("auto_resume")) and is_there(settings))
+    check_calling(settings)
+    by_itself = bool(settings.get("auto_resume"))
+    again = bool(settings.get("resume")) or (by_itself and is_there(settings))
     settings = {name: value for name, value in settings.items() if name != "auto_resume"} | {"resume": again}
     plan = saved_search(settings, given) if again else new_search(settings, given, datetime.now())
     from cluster.log import say
     from tune.report import summary
     from tune.search import search  # Ray takes seconds to import
 
-    result = search(plan)
+    result = search(plan, patient=by_itself)
     say("\n".join(summary(plan, result.trials, result.unit)))
     if not result.finished:
         say(f"unfinished  the time was up; go on with --run_name {plan.name} --resume")

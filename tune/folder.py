@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import lock
-from cluster.config import CONFIG_FILE, TrainConfig, load_flat, plain_name, save_yaml
+from cluster.config import CONFIG_FILE, SECTIONS, TrainConfig, load_flat, plain_name, save_yaml
 from cluster.deepspeed_config import overlay_of
 from cluster.errors import UserError
 from cluster.files import dump_yaml, read_yaml, write_text
@@ -152,6 +152,15 @@ def _check_same(given: Mapping[str, Any], saved: Mapping[str, Any], may_change: 
             raise UserError(f"{name} is {plain!r} but the search to resume was started with {was!r}")
 
 
+def check_calling(settings: Mapping[str, Any]) -> None:
+    """UserError where resume, auto_resume and run_name do not go together; the rules are those of a run."""
+    calling = {name: settings[name] for name in ("run_name", "resume", "auto_resume") if name in settings}
+    try:
+        SECTIONS["run"](**calling)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def is_there(settings: Mapping[str, Any]) -> bool:
     """Whether the search of run_name was begun before."""
     folder = Path(settings.get("storage_path", "runs")) / str(settings.get("run_name"))
@@ -184,11 +193,14 @@ def begin(search: Search) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Within, no other process goes on with this search; a process that dies lets go. UserError where one does."""
+def locked(folder: Path, *, patient: bool = False) -> Iterator[None]:
+    """Within, no other process goes on with this search; a process that dies lets go. UserError where one does.
+
+    ``patient``: a search that goes on by itself waits for the file server to notice that its last process is gone.
+    """
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock.locked(folder / ".lock"))
+            stack.enter_context(lock.claimed(folder / ".lock", patient=patient))
         except lock.InUseError as error:
             raise UserError(f"{folder} is in use: another process goes on with this search") from error
         except OSError as error:

@@ -88,12 +88,12 @@ class Capacity:
     trials: int
 
 
-def search(plan: Search) -> SearchResult:
-    """Run the trials that are missing and write the report.
+def search(plan: Search, *, patient: bool = False) -> SearchResult:
+    """Run the trials that are missing and write the report. ``patient``: as of ``locked``.
 
     UserError or DataError for what the user can mend; RunStopped where a signal ended the search before.
     """
-    with locked(plan.folder), _telling(plan):
+    with locked(plan.folder, patient=patient), _telling(plan):
         if not plan.config.run.resume:
             refuse_taken(plan)
         data = search_data(plan.config, plan.space)

@@ -1,6 +1,8 @@
 """Whole searches through Ray Tune on real structures: what they find and leave, and what may go wrong on the way."""
 
 import csv
+import errno
+import fcntl
 import os
 import re
 import signal
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
@@ -17,12 +20,13 @@ import pytest
 import ray
 
 import tune  # noqa: F401 - sets Ray's environment
+from cluster import lock
 from cluster.cli import main
 from cluster.config import load_yaml
 from cluster.errors import UserError
 from cluster.report import read_metrics
 from tune.book import records
-from tune.folder import new_search, saved_search
+from tune.folder import locked, new_search, saved_search
 from tune.search import search
 from tune.study import open_storage
 
@@ -285,11 +289,24 @@ def test_a_search_survives_signals_kills_and_the_end_of_its_time(words, folder, 
         assert [result.trials[trial.number] for trial in before] == before
 
 
-def test_two_processes_cannot_go_on_with_one_search(folder, found):
-    from tune.folder import locked
+def test_two_processes_cannot_go_on_with_one_search(plan, monkeypatch, capsys):
+    made = plan("locked", {})
+    with locked(made.folder), pytest.raises(UserError, match="is in use: another process"):
+        search(made)
+    monkeypatch.setattr(lock, "POLL_SECONDS", 0.05)
+    with ExitStack() as first:
+        first.enter_context(locked(made.folder))
+        threading.Timer(0.2, first.close).start()
+        with locked(made.folder, patient=True):  # what --auto_resume does, for two minutes
+            pass
+    assert capsys.readouterr().out == ""
 
-    with locked(found.folder), pytest.raises(UserError, match="is in use: another process"):
-        search(found.plan)
+    def flock(handle, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(made.folder):
+        assert f"warning: {made.folder} has no file locks" in capsys.readouterr().out
 
 
 def test_what_cannot_be_is_told_before_anything_starts(plan, folder):
@@ -308,6 +325,19 @@ def test_what_cannot_be_is_told_before_anything_starts(plan, folder):
     assert not (folder / "never").exists()
     with pytest.raises(UserError, match="run_name 'nowhere' cannot be resumed"):
         saved(folder, "nowhere")
+
+
+def test_auto_resume_has_the_rules_of_a_run(capsys):
+    for words, message in [
+        (
+            ["--auto_resume"],
+            "run_name must be given where auto_resume is true: every repetition has to find the same",
+        ),
+        (["--auto_resume", "--resume", "--run_name=x"], "auto_resume must be false where resume is true, got True"),
+        (["--resume"], "run_name must be given where resume is true"),
+    ]:
+        assert main(["tune", "--target=gap", *words]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 def test_a_refused_search_has_not_begun_and_can_be_corrected(plan, folder):
