@@ -86,10 +86,13 @@ class LocalRay:
         raise RuntimeError((self.folder / "worker.log").read_text())
 
     def _start(self, name: str, words: list[str]) -> None:
+        environment = dict(self.environment)
+        if name == "head":  # it would wait 30 s for actors of Ray's own that live on it for ever
+            environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
         with (self.folder / f"{name}.log").open("wb") as log:
             command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *words]
             self._nodes[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self.environment, cwd=REPOSITORY, start_new_session=True
+                command, stdout=log, stderr=log, env=environment, cwd=REPOSITORY, start_new_session=True
             )
 
     def run(self, words: list[str], *, until: float = 0.0) -> str:
@@ -119,9 +122,9 @@ class LocalRay:
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    # One after the other: a worker asks its head before it ends, and waits for one that is gone.
     for process in processes:
         process.send_signal(signal.SIGTERM)
-    for process in processes:
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:

@@ -23,8 +23,8 @@ from tests.k8s.test_monitoring import ALERTS, DASHBOARDS, RULES, metric_names, q
 pytestmark = needs_kubectl
 DEADLINE_SECONDS = 240
 QUICK = {
-    "train.yaml": {"epochs": 60, "batch_size": 64, "cpus_per_worker": 1, "checkpoint_every": 100},
-    "tune.yaml": {"epochs": 3, "batch_size": 64, "cpus_per_worker": 1},
+    "train.yaml": {"epochs": 48, "batch_size": 64, "cpus_per_worker": 1, "checkpoint_every": 100},
+    "tune.yaml": {"epochs": 2, "batch_size": 64, "cpus_per_worker": 1},
 }
 GPU_ALONE = {"ray_crystalformer_gpu_memory_bytes"}
 DIVERGED_ALONE = {"ray_crystalformer_divergences_total"}
