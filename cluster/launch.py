@@ -46,9 +46,9 @@ def launch(
 ) -> ray.train.Checkpoint:
     """Train to the end and give the final checkpoint.
 
-    ``follow`` is asked several times a second, with the metrics rows that have come in since; once it says False the
-    workers stop at their next step, with a checkpoint. ``track`` is given each row as it is written. RunStopped where
-    a signal ended the run before, RunFailed where it cannot go on.
+    Once a worker has begun, ``follow`` is asked several times a second, with the metrics rows that are new then;
+    where it says False the workers stop at their next step, with a checkpoint. ``track`` is given each row as it is
+    written. RunStopped where a signal ended the run before, RunFailed where it cannot go on.
     """
     monitor, reserved = _monitor(), worker_resources(config)
     mended = mend_snapshot(store.ray_storage) if config.run.resume else ""
@@ -73,7 +73,8 @@ def launch(
         told = False
         try:
             while fit.under_way(POLL_SECONDS):
-                enough = not follow(recorder.take(monitor))
+                rows = recorder.take(monitor)
+                enough = recorder.begun and not follow(rows)
                 waiting.look()
                 if interrupts.received is not None and (waiting.told or not recorder.begun):
                     raise _stopped(config, " while no worker was at work", interrupts.received)

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cluster.config import TrainConfig
 from cluster.errors import UserError
 from cluster.interrupts import Interrupts, RunStopped
-from cluster.room import alive_nodes, workers_that_fit
+from cluster.room import alive_nodes, cpus_that_fit, workers_that_fit
 from cluster.session import autoscaled, ray_session, require_told
 from data_pipeline.prepared import PreparedDataset
 from tune.adapters import Ending, StudyScheduler, StudySearcher
@@ -45,8 +45,12 @@ STOP_SECONDS = 10.0
 TUNE_FOLDER = ".ray"
 """Ray Tune's own files, of no use after the search."""
 
-OUTER_CPUS = 0.01
-"""What a trial takes beside its workers, where they are processes of their own."""
+OUTER_CPUS = 0.0001
+"""What a trial takes beside its workers, where they are processes of their own: enough to keep it off nodes that take
+no work."""
+
+SHARE = 0.99
+"""What such workers reserve of their CPUs; the rest has room for the processes beside them, on whichever node."""
 
 _ENVIRONMENT = {
     # A row an epoch is in the trial's folder already; TensorBoard, CSV and JSON loggers would write it thrice more.
@@ -235,33 +239,39 @@ def _library(plan: Search, dataset: PreparedDataset) -> Any:  # noqa: ANN401 - a
 
 
 def _capacity(plan: Search) -> Capacity:
-    """How many trials run at once: as many as have their CPUs and GPUs, so that none waits for another's."""
-    scale, total = plan.config.scale, ray.cluster_resources()
-    all_cpus, gpus, workers = total.get("CPU", 1.0), total.get("GPU", 0.0), scale.num_workers.most
-    gpu = scale.device == "cuda" or (scale.device == "auto" and gpus >= workers)
-    if autoscaled():  # as if all that the trials at once take were there
+    """How many trials run at once: as many as have room for all their workers, so that none waits for another's.
+
+    Whether workers have GPUs and how many CPUs is reckoned as for a run (cluster/launch.py), and told to the trials.
+    """
+    scale, nodes = plan.config.scale, alive_nodes()
+    workers, gpus = scale.num_workers, sum(node.gpus for node in nodes)
+    gpu = scale.device == "cuda" or (scale.device == "auto" and gpus >= workers.fewest)
+    cpus, fit = scale.cpus_per_worker or 0.0, plan.options.concurrent or 0
+    if autoscaled():
         told = plan.options.concurrent
         require_told(device=scale.device, cpus_per_worker=scale.cpus_per_worker, concurrent=told)
-        all_cpus = float(told or 0) * (float(scale.cpus_per_worker or 0) * workers + OUTER_CPUS)
-        gpus = float(told or 0) * workers
-    elif gpu and gpus < workers:
-        raise UserError(f"device cuda: a trial's {workers} workers need a GPU each, the cluster has {gpus:g}")
-    outer = OUTER_CPUS if workers > 1 else 0.0
-    cpus = scale.cpus_per_worker or min(1.0, int(100 * (all_cpus - outer) / workers) / 100)
-    fit = int((all_cpus + 1e-9) // (cpus * workers + outer))
-    if gpu:
-        fit = min(fit, int(gpus // workers))
-    if not autoscaled():  # what several nodes have left over makes no worker
-        fit = min(fit, workers_that_fit(alive_nodes(), cpus, gpu=gpu) // workers)
-    if fit < 1:
-        raise UserError(
-            f"cpus_per_worker {cpus:g}: a trial of {workers} workers does not fit the cluster's {all_cpus:g} CPUs"
-        )
-    own = {"CPU": cpus} | ({"GPU": 1.0} if gpu else {})
+    else:
+        if gpu and gpus < workers.fewest:
+            raise UserError(f"device cuda: a trial's {workers} workers need a GPU each, the cluster has {gpus:g}")
+        most = min(workers.most, int(gpus)) if gpu else workers.most
+        cpus = cpus or min(1.0, cpus_that_fit(nodes, most, gpu=gpu))
+        room = workers_that_fit(nodes, cpus, gpu=gpu) if cpus else 0
+        if room < workers.fewest:
+            total = sum(node.cpus for node in nodes)
+            raise UserError(
+                f"cpus_per_worker {cpus:g}: a trial of {workers} workers does not fit the cluster's {total:g} CPUs"
+            )
+        fit = max(1, room // workers.most)
     threads = scale.threads_per_worker or max(1, int(cpus))
+    own = {"CPU": cpus} | ({"GPU": 1.0} if gpu else {})
+    reserved = cpus if workers.most == 1 else max(int(1e4 * SHARE * cpus), 1) / 1e4
     return Capacity(
-        resources=PlacementGroupFactory([own if workers == 1 else {"CPU": OUTER_CPUS}]),
-        config={"cpus_per_worker": cpus, "threads_per_worker": threads},
+        resources=PlacementGroupFactory([own if workers.most == 1 else {"CPU": OUTER_CPUS}]),
+        config={
+            "cpus_per_worker": reserved,
+            "threads_per_worker": threads,
+            "device": "cuda" if gpu else "cpu",
+        },
         threads=threads,
         trials=min(fit, plan.options.concurrent or fit),
     )

@@ -149,13 +149,14 @@ class ManyWorkers:
     """A Ray Train run of several workers, followed from this process."""
 
     def __init__(
-        self, config: TrainConfig, data: TrialData, folder: Path, units: Mapping[str, str], deadline: float
+        self, config: TrainConfig, data: TrialData, folder: Path, units: Mapping[str, str], seconds: float
     ) -> None:
+        """``seconds``: for the trial, from when its workers begin."""
         from cluster.launch import launch
 
         self._rows: queue.Queue[Row | Exception | None] = queue.Queue()
         self._closing = threading.Event()
-        self._deadline = deadline
+        self._seconds, self._deadline = seconds, math.inf
         config = replace(config, run=replace(config.run, resume=(folder / METRICS_FILE).is_file()))
         self.history: list[Row] = list(read_metrics(folder))
 
@@ -173,6 +174,8 @@ class ManyWorkers:
         self._thread.start()
 
     def _follow(self, rows: Sequence[Row]) -> bool:
+        if self._deadline == math.inf:  # until now they waited for their place, and started
+            self._deadline = time.monotonic() + self._seconds
         for row in rows:
             self._rows.put(row)
         return not self._closing.is_set() and time.monotonic() < self._deadline
@@ -264,11 +267,10 @@ class Trial(ray_tune.Trainable):
         radius = config.model.neighbor_radius
         data: TrialData = ray.get(shared.library.data.remote(radius, config.optim.normalize_targets))
         self._waited, self._scaling = data.seconds, data.scaling
-        deadline = time.monotonic() + shared.seconds
         if config.scale.num_workers.most > 1:
-            return ManyWorkers(config, data, self._folder, shared.units, deadline)
+            return ManyWorkers(config, data, self._folder, shared.units, shared.seconds)
         (self._folder / METRICS_FILE).unlink(missing_ok=True)
-        return OneWorker(config, data, self._folder, shared.threads, deadline)
+        return OneWorker(config, data, self._folder, shared.threads, time.monotonic() + shared.seconds)
 
     def _take(self, row: Row) -> None:
         # Workers that were started again repeat the epochs since their last checkpoint.
