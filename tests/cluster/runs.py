@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from cluster.report import read_metrics
+from cluster.snapshot import SNAPSHOT
 from tests.cluster.small import SMALL
 
 EPOCHS = 20
@@ -46,8 +47,10 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """What Ray Train knows of, the newest last: a folder written in the last moment may lie beside."""
-        snapshot = self.folder / "checkpoint_manager_snapshot.json"
-        known = json.loads(snapshot.read_text())["checkpoint_results"] if snapshot.is_file() else []
+        try:
+            known = json.loads((self.folder / SNAPSHOT).read_text())["checkpoint_results"]
+        except (FileNotFoundError, json.JSONDecodeError):  # Ray Train writes it in its place, and is at it
+            known = []
         return [self.folder / result["checkpoint_dir_name"] for result in known]
 
     def wait_for_checkpoint(self, at_least: int = 1, epoch: int = 0) -> None:

@@ -1,11 +1,13 @@
 """Runs that lose a worker, their driver or a checkpoint end with the numbers of a run that lost nothing."""
 
 import json
+import re
 import signal
 
 import psutil
 import pytest
 
+from cluster.snapshot import SNAPSHOT
 from tests.cluster.runs import TIMEOUT, Run, errors, numbers
 
 
@@ -21,18 +23,6 @@ def whole(folder):
     text = run.end()
     assert run.process.returncode == 0, text
     return run.folder
-
-
-def test_a_killed_worker_is_replaced(folder, whole):
-    run = Run(folder, "worker")
-    run.wait_for_checkpoint()
-    (worker,) = run.workers()
-    worker.kill()
-    text = run.end()
-    assert run.process.returncode == 0, text
-    assert "resuming after step" in text
-    assert numbers(run.folder) == numbers(whole)
-    assert errors(run.folder) == errors(whole)
 
 
 def test_a_killed_driver_and_a_damaged_checkpoint(folder, whole):
@@ -59,30 +49,34 @@ def test_a_killed_driver_and_a_damaged_checkpoint(folder, whole):
     assert errors(run.folder) == pytest.approx(errors(whole), rel=3e-2)
 
 
-def test_sigterm_writes_a_checkpoint_in_mid_epoch(folder, whole):
+def test_sigterm_writes_a_checkpoint_in_mid_epoch_and_a_killed_worker_is_replaced(folder, whole):
+    """One run is stopped, goes on without Ray Train's list of its checkpoints, and loses its worker then."""
     run = Run(folder, "stopped", checkpoint_every=100)
     run.wait_for(2)
     run.process.send_signal(signal.SIGTERM)
     text = run.end()
     assert run.process.returncode == 128 + signal.SIGTERM, text
     assert "--run_name stopped --resume" in text.splitlines()[-1]
-    again = Run(folder, "stopped", checkpoint_every=100, resume=True)
+    (only,) = run.checkpoints()
+    position = json.loads((only / "state.json").read_text())["position"]
+    (run.folder / SNAPSHOT).write_text("")
+
+    again = Run(folder, "stopped", resume=True)
+    again.wait_for_checkpoint(epoch=position["epoch"])
+    (worker,) = again.workers()
+    worker.kill()
     text = again.end()
     assert again.process.returncode == 0, text
+    assert text.count("warning: ") == 1 and "it is written anew from 1 that is whole" in text
+    first, *later = re.findall(r"resuming after step (\d+), in epoch (\d+)", text)
+    assert first == (str(position["step"]), str(position["epoch"]))
+    assert later and all(int(step) > position["step"] for step, _ in later)
     assert numbers(run.folder) == numbers(whole)
     assert errors(run.folder) == errors(whole)
-
-
-def test_a_finished_run_is_left_as_it_is(folder, whole):
-    before = numbers(whole), errors(whole)
-    run = Run(folder, "whole", resume=True)
-    text = run.end()
-    assert run.process.returncode == 0, text
-    assert (numbers(whole), errors(whole)) == before
 
 
 def test_a_resumed_run_may_not_change_what_it_computes(folder, whole):
     run = Run(folder, "whole", resume=True, lr=0.001)
     text = run.end()
-    assert run.process.returncode == 2
+    assert run.process.returncode == 2, text
     assert text.strip() == "error: lr is 0.001 but the run to resume was started with 0.0005"

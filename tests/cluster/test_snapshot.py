@@ -1,8 +1,10 @@
-"""Ray Train's list of checkpoints, damaged in every way: runs go on from the checkpoints that are there."""
+"""Ray Train's list of checkpoints, damaged in every way, and what Ray Train takes up of it once it is mended.
+
+That a whole run goes on from a list that was written anew is in test_recovery.py.
+"""
 
 import json
 import shutil
-import signal
 
 import pyarrow.fs
 import pytest
@@ -14,7 +16,6 @@ from ray.train.v2._internal.execution.storage import StorageContext
 from cluster.checkpoint import BEST, Outcome, Position, TrainState, write_checkpoint, write_outcome
 from cluster.snapshot import SNAPSHOT, mend_snapshot
 from cluster.storage import RunStore, send_folder
-from tests.cluster.runs import Run, errors, numbers
 from tests.cluster.s3 import s3_server
 
 
@@ -147,40 +148,3 @@ def test_in_a_bucket(folder, tmp_path, monkeypatch):
         with files.open_input_stream(f"bucket/runs/run/{SNAPSHOT}") as stream:
             assert json.loads(stream.read())["latest_checkpoint_result"]["checkpoint_dir_name"] == "checkpoint-b"
         shutil.rmtree(store.folder)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A run that nothing happens to, and the folder of one that was stopped with two checkpoints."""
-    folder = tmp_path_factory.mktemp("snapshot")
-    whole = Run(folder / "whole", "run")
-    text = whole.end()
-    assert whole.process.returncode == 0, text
-    stopped = Run(folder / "stopped", "run", data_dir=str(folder / "whole" / "data"))
-    stopped.wait_for_checkpoint()
-    stopped.process.send_signal(signal.SIGTERM)
-    text = stopped.end()
-    assert stopped.process.returncode == 128 + signal.SIGTERM, text
-    assert len(stopped.checkpoints()) == 2
-    return whole, stopped
-
-
-@pytest.mark.parametrize("damage", ["emptied", "newest gone", "oldest gone"])
-def test_a_run_goes_on(runs, tmp_path, damage):
-    whole, stopped = runs
-    shutil.copytree(stopped.folder, tmp_path / "run")
-    known = stopped.checkpoints()
-    left = known.pop(0 if damage == "oldest gone" else -1)
-    if damage == "emptied":
-        (tmp_path / "run" / SNAPSHOT).write_text("")
-    else:
-        shutil.rmtree(tmp_path / "run" / left.name)
-        left = known[0]
-    position = json.loads((left / "state.json").read_text())["position"]
-    again = Run(tmp_path, "run", data_dir=str(whole.folder.parent / "data"), resume=True)
-    text = again.end()
-    assert again.process.returncode == 0, text
-    assert text.count("warning: ") == 1 and "it is written anew from" in text
-    assert f"resuming after step {position['step']}, in epoch {position['epoch']}" in text
-    assert numbers(again.folder) == numbers(whole.folder)
-    assert errors(again.folder) == errors(whole.folder)

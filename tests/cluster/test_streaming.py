@@ -1,4 +1,7 @@
-"""Splits above the memory limit, in real Ray workers: the same batches as in memory, never more than the limit."""
+"""Splits above the memory limit, in real Ray workers: the same batches as in memory, never more than the limit.
+
+That whole runs from disk draw the same curve is in test_training.py.
+"""
 
 import hashlib
 from collections import Counter
@@ -14,14 +17,12 @@ import torch
 from cluster import shells as shells_module
 from cluster.dealing import global_batches, micro_batches
 from cluster.feed import Feed, TargetScaling
-from cluster.report import read_metrics
 from cluster.session import ray_session
 from cluster.shells import SCHEMA, cached_shells, shells_file
 from cluster.spool import write_table
 from cluster.tables import BYTES_A_MB, SharedTables, SplitTables, TablesOnDisk, open_split, share
-from cluster.trainer import train
 from data_pipeline.table import StructureTable
-from tests.cluster.small import TARGETS, small_config
+from tests.cluster.small import TARGETS
 
 RADIUS = 5.0
 SEED = 7
@@ -82,23 +83,26 @@ def seen(shared, size: int, epoch: int, first: int = 0) -> list[Counter]:
 
 
 @pytest.fixture(scope="module")
-def expected(tables):
+def every(tables) -> list[str]:
+    """The digest of each crystal, as this process reads it."""
+    return prints(open_feed(tables), np.arange(len(tables.structures)))
+
+
+@pytest.fixture(scope="module")
+def expected(every):
     """By epoch, the batches that the seed alone decides."""
-    feed = open_feed(tables)
-    every = prints(feed, np.arange(feed.num_rows))
     return {
-        epoch: [Counter(every[row] for row in batch) for batch in global_batches(feed.num_rows, BATCH, SEED, epoch)]
+        epoch: [Counter(every[row] for row in batch) for batch in global_batches(len(every), BATCH, SEED, epoch)]
         for epoch in (1, 2)
     }
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_every_structure_once_an_epoch_whatever_the_workers(on_disk, tables, expected, size):
+def test_every_structure_once_an_epoch_whatever_the_workers(on_disk, tables, every, expected, size):
     found = seen(on_disk, size, 1)
     assert found == expected[1]
     assert sum(found, Counter()).total() == len(tables.structures)
-    whole = Counter(prints(open_feed(tables), np.arange(len(tables.structures))))
-    assert sum(found, Counter()) == whole
+    assert sum(found, Counter()) == Counter(every)
 
 
 def test_the_seed_and_epoch_fix_the_order(on_disk, expected):
@@ -168,22 +172,3 @@ def test_a_worker_never_holds_more_than_the_limit(large):
     assert growth < LIMIT_MB
     holding = ray.get(growth_mb.options(runtime_env={"env_vars": {"FRESH": "2"}}).remote(shared, letting_go=False))
     assert holding > 4 * LIMIT_MB  # the measure sees mapped files
-
-
-# Training -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_training_is_the_same_from_disk(elastic, tmp_path):
-    rows = []
-    for limit, workers in ((1, 2), (4096, 1)):
-        config = small_config(
-            **{"dataset": elastic.name, "data_dir": str(elastic.path.parent), "storage_path": str(tmp_path)},
-            **{"run_name": f"limit-{limit}", "batch_size": BATCH, "epochs": 1, "num_workers": workers},
-            **{"memory_limit_mb": limit, "cpus_per_worker": 0.5, "threads_per_worker": 1},
-        )
-        train(config)
-        rows.append(read_metrics(tmp_path / f"limit-{limit}")[0])
-    assert rows[0]["step"] == rows[1]["step"] == 8
-    assert rows[0]["train_loss"] == pytest.approx(rows[1]["train_loss"], rel=1e-5)
-    assert rows[0]["val_mae"] == pytest.approx(rows[1]["val_mae"], rel=1e-4)

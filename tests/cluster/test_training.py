@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +12,13 @@ from pymatgen.core import Structure
 
 import cluster  # noqa: F401 - sets Ray's environment
 from cluster.checkpoint import read_checkpoint
+from cluster.cli import main
 from cluster.config import load_yaml
 from cluster.errors import RunFailed, UserError
+from cluster.predict import load_predictor, pick_device
 from cluster.report import read_metrics
+from cluster.scoring import errors_of, score_split
+from cluster.tables import BYTES_A_MB, open_split
 from cluster.trainer import train
 from crystalformer import load_model
 from data_pipeline.table import read_table
@@ -85,10 +91,17 @@ def test_one_worker_draws_the_same_curve_as_two(run, two):
     assert (alone[1].world_size, two[1].world_size) == (1, 2)
 
 
-@pytest.mark.parametrize(("workers", "stage", "accumulation"), [(3, 0, 1), (2, 1, 1), (2, 2, 1), (2, 3, 2)])
-def test_workers_sharding_and_accumulation_draw_the_same_curve(run, two, workers, stage, accumulation):
+@pytest.mark.parametrize(("workers", "stage", "accumulation", "limit_mb"), [(3, 0, 1, 1), (2, 3, 2, 4096)])
+def test_workers_sharding_accumulation_and_disk_draw_the_same_curve(
+    run, two, elastic, workers, stage, accumulation, limit_mb
+):
+    """The first reads its training split from disk, where the others have it in Ray's object store."""
+    config, *_ = two
+    tables = open_split(elastic, "train", config.data.target, config.model.neighbor_radius)
+    assert BYTES_A_MB < tables.num_bytes < config.data.memory_limit_mb * BYTES_A_MB
     name = f"{workers}-{stage}-{accumulation}"
-    sharded = run(name, num_workers=workers, zero_stage=stage, gradient_accumulation=accumulation)
+    settings = {"zero_stage": stage, "gradient_accumulation": accumulation, "memory_limit_mb": limit_mb}
+    sharded = run(name, num_workers=workers, **settings)
     assert (sharded[1].world_size, sharded[1].zero_stage) == (workers, stage)
     assert np.array(curve(two[2])) == pytest.approx(np.array(curve(sharded[2])), rel=1e-4)
     assert two[1].test_mae_swa == pytest.approx(sharded[1].test_mae_swa, rel=1e-4)
@@ -207,6 +220,38 @@ def test_the_folder_is_complete(finished):
         card = json.loads((folder / name / "config.json").read_text())
         assert card["model"]["model_dim"] == SMALL["model_dim"]
         assert [target["unit"] for target in card["targets"]] == ["log10(GPa)"] * len(config.data.target)
+
+
+@pytest.mark.parametrize(("weights", "key"), [("model", "test_mae"), ("model-swa", "test_mae_swa")])
+def test_evaluate_finds_the_errors_of_the_run(two, elastic, weights, key, capsys):
+    _, _, folder = two
+    expected = json.loads((folder / "results.json").read_text())[key]
+    cpu = pick_device("cpu")
+    scored = score_split(
+        load_predictor(folder / weights, cpu), cpu, "elastic_tensor_2015", "test", elastic.path.parent
+    )
+    for column, target in enumerate(("shear", "bulk")):
+        errors = errors_of(scored.truth[:, column], scored.prediction[:, column])
+        assert errors.mae == pytest.approx(expected[target], rel=1e-5)
+    assert main(["evaluate", str(folder / weights), "--data-dir", str(elastic.path.parent)]) == 0
+    text = capsys.readouterr().out
+    shown = re.findall(r"^  MAE       (\S+) log10\(GPa\)$", text, re.MULTILINE)
+    assert [float(number) for number in shown] == pytest.approx([expected["shear"], expected["bulk"]], abs=1.1e-4)
+    assert text.count("  worst     ") == 10
+
+
+def test_a_finished_run_that_is_resumed_is_left_as_it_is(run, two, tmp_path):
+    """A copy of it: the folder of ``two`` is looked at by others."""
+    _, result, folder = two
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    _, again, _ = run(folder.name, num_workers=2, resume=True, storage_path=str(tmp_path))
+    for name in ("metrics.jsonl", "predictions.csv"):
+        assert (copy / name).read_bytes() == (folder / name).read_bytes(), name
+    for key in ("best_epoch", "val_mae", "test_mae", "test_mae_swa"):
+        assert getattr(again, key) == getattr(result, key)
+        was, now = (json.loads((place / "results.json").read_text())[key] for place in (folder, copy))
+        assert now == was, key
 
 
 # What is refused, before any worker starts ------------------------------------------------------------------------

@@ -27,10 +27,10 @@ def structures() -> list[Structure]:
     ]
 
 
-def write_model(folder: Path, seed: int = 0, elements=("Na", "Cl", "Cs"), **provenance) -> Path:
+def write_model(folder: Path, seed: int = 0, elements=("Na", "Cl", "Cs"), scales=SCALES, **provenance) -> Path:
     torch.manual_seed(seed)
     model = Crystalformer(SMALL_MODEL)
     model.freeze_statistics(CrystalBatch.from_structures(structures()))
-    card = ModelCard(model=SMALL_MODEL, targets=SCALES, provenance={"elements": list(elements), **provenance})
+    card = ModelCard(model=SMALL_MODEL, targets=tuple(scales), provenance={"elements": list(elements), **provenance})
     save_model(folder, card, model.state_dict())
     return folder
