@@ -81,42 +81,42 @@ def ended(run: Run, number: int) -> str:
     return text
 
 
-def test_a_reservation_that_no_node_can_hold_is_refused(tmp_path):
-    run = Run(tmp_path, "large", cpus_per_worker=64_000)
+def test_a_reservation_that_no_node_can_hold_is_refused(busy, tmp_path):
+    run = Run(tmp_path, "large", busy[0], cpus_per_worker=64_000)
     text = run.end()
     assert run.process.returncode == 2, text
     assert re.search(
         r"^error: cpus_per_worker 64000: there is room for 0 of 1 workers of 64000 CPUs each on the cluster's "
-        r"1 node of \d+ CPUs?( and \d+ GPUs?)?$",
+        r"1 node of 2 CPUs( and \d+ GPUs?)?$",
         text.splitlines()[-1],
     )
     assert "waiting" not in text
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_waits_says_so_and_ends_on_one_signal(busy, tmp_path, number):
-    run = Run(tmp_path, "run", busy[0], num_workers=2, cpus_per_worker=1)
-    said = read_until(run, "waiting for")
-    assert said.splitlines()[-1] == "waiting for 2 workers x 1 CPU: 0 of 2 CPUs free"
-    assert ended(run, number).splitlines()[-1] == (
-        "stopped while no worker was at work; go on with the same command and --run_name run --resume"
-    )
-
-
-def test_a_run_that_waited_trains_once_there_is_room_and_leaves_none_taken(busy, tmp_path):
+def test_runs_that_wait_say_so_end_on_one_signal_and_train_once_there_is_room(busy, tmp_path):
+    """Three at once, since each waits before it says so: two end while they wait, the third gets its room."""
     address, holder = busy
+    settings = {"num_workers": 2, "cpus_per_worker": 1, "epochs": 2}
+    terminated, interrupted, patient = (Run(tmp_path, name, address, **settings) for name in ("term", "int", "run"))
+    for run in (terminated, interrupted, patient):
+        said = read_until(run, "waiting for")
+        assert said.splitlines()[-1] == "waiting for 2 workers x 1 CPU: 0 of 2 CPUs free"
+    for run, number in ((terminated, signal.SIGTERM), (interrupted, signal.SIGINT)):
+        assert ended(run, number).splitlines()[-1] == (
+            f"stopped while no worker was at work; go on with the same command and --run_name {run.folder.name} "
+            "--resume"
+        )
+
     taken = ray.remote(num_cpus=1)(Holder).remote()  # waits for the holder's end
-    run = Run(tmp_path, "run", address, num_workers=2, cpus_per_worker=1)
-    read_until(run, "waiting for")
     ray.kill(holder)
     ray.get(taken.there.remote())
     wait_for_actor("TrainController")  # tables are shared, and half of the workers have their place
-    ended(run, signal.SIGTERM)
+    ended(patient, signal.SIGTERM)
     ray.kill(taken)
-    again = Run(tmp_path, "run", address, num_workers=2, cpus_per_worker=1, resume=True)
+    again = Run(tmp_path, "run", address, **settings, resume=True)
     text = again.end()
     assert again.process.returncode == 0, text
-    assert "waiting for" not in text
+    assert "waiting for" not in text  # nothing of the three is taken any more
 
 
 def test_a_run_waits_for_an_autoscaler_and_says_so_at_once(free, tmp_path, monkeypatch):
