@@ -126,15 +126,25 @@ class Book:
         with self._lock:
             return len([t for t in self._own() if t.state in ENDED])
 
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to run."""
+        with self._lock:
+            return self.ended_trials >= self._limit or self._nothing_new()
+
+    def _nothing_new(self) -> bool:
+        return not self._to_go_on and exhausted(self._study, self._space)
+
     # Suggesting ------------------------------------------------------------------------------------------------
 
     def next(self) -> Suggestion | None:
         """The next trial to run: one that was cut off, or a new one; None where the search has all its trials.
 
-        A combination that no run can have is recorded as failed, one that ``refuse`` passes over as stopped early.
+        A combination that no run can have is recorded as failed, one that ``refuse`` passes over as stopped early, as
+        is one that has been trained before, with the values it had then. Once all have been tried there is no other.
         """
         with self._lock:
-            while not self.closed and self._taken < self._limit:
+            while not self.closed and self._taken < self._limit and not self._nothing_new():
                 self._taken += 1
                 suggestion = self._take()
                 problem = self._problem(suggestion)
@@ -164,8 +174,21 @@ class Book:
             config = TrainConfig.from_flat(self._base | suggestion.settings)
         except ValueError as error:
             return TrialState.FAIL, str(error)
-        refused = self._refuse(config)
+        refused = self._refuse(config) or self._repeated(suggestion.number)
         return None if refused is None else (TrialState.PRUNED, refused)
+
+    def _repeated(self, number: int) -> str | None:
+        """Why the trial is not to be run where one of the same settings was; it gets that one's values.
+
+        Without them it would count as bad, and draw the suggestions away from the best settings there are.
+        """
+        trial = self._frozen(number)
+        for other in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+            if other.params == trial.params and other.intermediate_values:
+                for step in sorted(other.intermediate_values.keys() - trial.intermediate_values.keys()):
+                    self._trials[number].report(other.intermediate_values[step], step)
+                return f"same settings as trial {other.number}"
+        return None
 
     # Recording -------------------------------------------------------------------------------------------------
 
@@ -235,6 +258,16 @@ class Book:
 
 def _nothing() -> None:
     """What a Book becomes on disk."""
+
+
+def exhausted(study: Study, space: Space) -> bool:
+    """Whether every combination of the space has been tried, or is being tried."""
+    combinations = space.combinations()
+    if combinations is None:
+        return False
+    states = (*ENDED, TrialState.RUNNING)
+    tried = {frozenset(trial.params.items()) for trial in study.get_trials(deepcopy=False, states=states)}
+    return all(frozenset(combination.items()) in tried for combination in combinations)
 
 
 def kept_errors(errors: Sequence[float], scores: Sequence[float]) -> list[float]:

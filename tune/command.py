@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> None:
     say("\n".join(summary(plan, result.trials, result.unit)))
     if not result.finished:
         say(f"unfinished  the time was up; go on with --run_name {plan.name} --resume")
+    elif len([trial for trial in result.trials if trial.search == plan.name]) < plan.options.num_trials:
+        say("finished    every combination of the space has been tried")
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:

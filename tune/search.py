@@ -28,7 +28,7 @@ from cluster.room import alive_nodes, cpus_that_fit, workers_that_fit
 from cluster.session import autoscaled, ray_session, require_told
 from data_pipeline.prepared import PreparedDataset
 from tune.adapters import Ending, StudyScheduler, StudySearcher
-from tune.book import Book, TrialRecord, records
+from tune.book import Book, TrialRecord, exhausted, records
 from tune.data import SearchData, search_data
 from tune.folder import TRIALS_FOLDER, Search, begin, has_begun, locked, refuse_taken
 from tune.library import Library
@@ -78,7 +78,7 @@ class SearchResult:
     """Of the whole study, by number."""
     unit: str
     finished: bool
-    """Whether all trials of the search have ended."""
+    """Whether all trials of the search have ended, or all there can be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +113,8 @@ def search(plan: Search, *, patient: bool = False) -> SearchResult:
             signal_number = _run(plan, data, study)
         trials = records(study, plan.space)
         own = [trial for trial in trials if trial.search == plan.name and trial.ended]
-        finished = len(own) >= plan.options.num_trials
+        cut_off = any(trial.search == plan.name and not trial.ended for trial in trials)
+        finished = len(own) >= plan.options.num_trials or (exhausted(study, plan.space) and not cut_off)
         result = SearchResult(folder=plan.folder, trials=trials, unit=unit, finished=finished)
         write_report(plan, study, result.trials, result.unit)
         _drop_checkpoints(plan, own)
@@ -191,7 +192,7 @@ def _run(plan: Search, data: SearchData, study: Study) -> int | None:
     base = plan.config.to_flat() | {"swa_epochs": 0, "resume": False, "auto_resume": False}
     alone = is_own_file(plan.url, plan.folder)
     book = Book(study, plan.space, base, plan.name, plan.options.num_trials, refuse, ended, alone=alone)
-    if book.ended_trials >= plan.options.num_trials:
+    if book.over:
         return None
     with ray_session():
         capacity = _capacity(plan)

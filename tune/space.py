@@ -13,7 +13,7 @@ the command line or its default says.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,13 @@ class Parameter:
             return [d.low, d.high]
         raise TypeError(f"{self.name} has an unknown distribution {d!r}")
 
+    def values(self) -> Sequence[Any] | None:
+        """Every encoded value; None where it is any number of a range."""
+        d = self.distribution
+        if isinstance(d, CategoricalDistribution):
+            return d.choices
+        return range(d.low, d.high + 1, d.step) if isinstance(d, IntDistribution) else None
+
     def contains(self, value: Any) -> bool:  # noqa: ANN401
         """Whether the encoded value could be suggested."""
         d = self.distribution
@@ -126,6 +133,25 @@ class Space:
                 if not parameter.contains(chosen[parameter.name]):
                     return None
         return chosen
+
+    def combinations(self) -> Iterator[Settings] | None:
+        """All that can be suggested, encoded, one after another; None where there is no end of it."""
+        values = {parameter.name: parameter.values() for parameter in self.parameters}
+        finite = {name: found for name, found in values.items() if found is not None}
+        return self._combined({}, self.parameters, finite) if len(finite) == len(values) else None
+
+    def _combined(
+        self, chosen: Settings, left: Sequence[Parameter], values: Mapping[str, Sequence[Any]]
+    ) -> Iterator[Settings]:
+        if not left:
+            yield chosen
+            return
+        first, *others = left
+        if not self._active(first, chosen):
+            yield from self._combined(chosen, others, values)
+            return
+        for value in values[first.name]:
+            yield from self._combined({**chosen, first.name: value}, others, values)
 
     def rules(self) -> dict[str, dict[str, Any]]:
         """The space as YAML would hold it."""

@@ -139,3 +139,13 @@ def test_a_wrong_space_is_told_in_one_line(tmp_path, text, message):
     assert message in str(caught.value)
     assert str(caught.value).startswith(path)
     assert "\n" not in str(caught.value)
+
+
+def test_the_combinations_of_a_space_are_counted_where_they_have_an_end():
+    rules = {"optimizer": {"choice": ["adamw", "adam"]}, "num_layers": {"integer": [2, 6], "step": 2}}
+    when = {"norm_type": {"choice": ["no", "bn"], "when": {"optimizer": "adam"}}}
+    assert len(list(read_space(rules).combinations())) == 6
+    found = list(read_space(rules | when).combinations())
+    assert len(found) == 3 + 6
+    assert {"optimizer": "adamw", "num_layers": 4} in found
+    assert read_space(rules | {"lr": {"log": [1e-4, 1e-3]}}).combinations() is None

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.config import TrainConfig
 from cluster.errors import UserError
-from tune.book import Book, best, kept_errors, records
+from tune.book import Book, best, exhausted, kept_errors, records
 from tune.config import SearchConfig
 from tune.space import DEFAULT, read_space
 from tune.study import PURPOSE, Purpose, SeededTPE, open_storage, open_study, refuse_known, shown_url
@@ -167,12 +167,50 @@ def test_a_bad_combination_is_recorded_and_the_search_goes_on(url):
         book.epochs_done(suggestion.number, [1.0])
         book.complete(suggestion.number)
     trials = records(study, space)
-    assert len(trials) == 12
+    assert len({tuple(trial.settings.values()) for trial in trials}) == 4
     failed = [trial for trial in trials if trial.state == "failed"]
     assert failed and all("head_num must be a divisor of model_dim=128, got 3" in trial.reason for trial in failed)
     wide = [trial for trial in trials if trial.state == "stopped early"]
     assert wide and all(trial.reason == "not run: too wide" for trial in wide)
     assert ran and all(settings == {"model_dim": 128, "head_num": 8} for settings in ran)
+
+
+def test_no_settings_are_trained_twice_and_a_finite_space_has_an_end(url):
+    space = read_space({"optimizer": {"choice": ["adamw", "adam"]}, "num_layers": {"integer": [2, 6], "step": 2}})
+    study = begin(url, space={})
+    book, told = make_book(study, 60, space=space)
+    ran = []
+    while (suggestion := book.next()) is not None:
+        ran.append(suggestion)
+        assert not book.over or len(ran) == 6
+        for epoch in (1, 2):
+            book.epochs_done(suggestion.number, [1 / suggestion.settings["num_layers"], 0.1][:epoch])
+        book.complete(suggestion.number)
+    assert len({tuple(suggestion.settings.values()) for suggestion in ran}) == len(ran) == 6
+    assert book.over and exhausted(study, space)
+    assert told[-1].number == ran[-1].number and len(told) < 60
+    repeated = [trial for trial in told if trial.number not in {suggestion.number for suggestion in ran}]
+    assert repeated
+    for trial in repeated:
+        other = told[int(trial.reason.removeprefix("same settings as trial "))]
+        assert (trial.state, trial.settings) == ("stopped early", other.settings)
+        assert (trial.value, trial.epochs, trial.best_epoch) == (other.value, 2, 2)
+    assert best(told).number == ran[0].number
+    assert make_book(study, 61, space=space, search="another")[0].next() is None
+
+
+def test_a_trial_that_was_cut_off_ends_before_a_finite_space_does(url):
+    space = read_space({"num_layers": {"choice": [2, 4]}})
+    study = begin(url, space={})
+    book, _ = make_book(study, 9, space=space)
+    numbers = []
+    while (suggestion := book.next()) is not None:
+        numbers.append(suggestion.number)
+    assert exhausted(study, space) and len(numbers) < 9
+    again, _ = make_book(begin(url, space={}), 9, space=space)
+    assert not again.over
+    assert [again.next().number for _ in numbers] == numbers
+    assert again.next() is None
 
 
 def test_what_is_under_way_when_the_book_is_closed_stays_so(url):
