@@ -16,7 +16,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,21 @@ def _join_alone(device: torch.device) -> None:
     )
 
 
+class TimeLimit:
+    """Whether a time is up that is counted from when it is first asked for."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._end: float | None = None
+
+    def up(self) -> bool:
+        """Whether it is."""
+        now = self._clock()
+        if self._end is None:
+            self._end = now + self._seconds
+        return now >= self._end
+
+
 class ManyWorkers:
     """A Ray Train run of several workers, followed from this process."""
 
@@ -156,7 +171,7 @@ class ManyWorkers:
 
         self._rows: queue.Queue[Row | Exception | None] = queue.Queue()
         self._closing = threading.Event()
-        self._seconds, self._deadline = seconds, math.inf
+        self._limit = TimeLimit(seconds)
         config = replace(config, run=replace(config.run, resume=(folder / METRICS_FILE).is_file()))
         self.history: list[Row] = list(read_metrics(folder))
 
@@ -174,11 +189,11 @@ class ManyWorkers:
         self._thread.start()
 
     def _follow(self, rows: Sequence[Row]) -> bool:
-        if self._deadline == math.inf:  # until now they waited for their place, and started
-            self._deadline = time.monotonic() + self._seconds
         for row in rows:
             self._rows.put(row)
-        return not self._closing.is_set() and time.monotonic() < self._deadline
+        # Asked for the first time when workers begin: until then they waited for their place, and started.
+        up = self._limit.up()
+        return not (up or self._closing.is_set())
 
     def __next__(self) -> Row:
         row = self._rows.get()

@@ -15,7 +15,7 @@ from data_pipeline.table import StructureTable
 from tests.cluster.processes import Workers
 from tune.book import kept_errors
 from tune.library import TRIAL_SPLITS, TrialData
-from tune.worker import OneWorker, TrialHost, score_of
+from tune.worker import OneWorker, TimeLimit, TrialHost, score_of
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,12 @@ def late(place, settings, folder):
 
 def test_a_trial_whose_time_is_up_stops(process, settings, tmp_path):
     assert process.run(late, settings, tmp_path / "late") == [None]
+
+
+def test_the_time_of_several_workers_is_counted_from_when_they_begin():
+    times = iter([100.0, 105.0, 109.9, 110.0])
+    limit = TimeLimit(10.0, lambda: next(times))  # made long before
+    assert [limit.up() for _ in range(4)] == [False, False, False, True]
 
 
 def test_the_newest_checkpoint_is_the_one_that_is_kept(tmp_path):
