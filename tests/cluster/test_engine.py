@@ -28,6 +28,9 @@ from cluster.tables import SplitTables
 from crystalformer.model import Crystalformer
 from tests.cluster.small import SMALL_MODEL, TARGETS, small_config, small_crystals
 
+STAGES = (0, 2, 3)
+"""Stage 2 also stands for 1, with which it shares DeepSpeed's optimizer; some tests below have all four."""
+
 STEPS = 5
 RECIPE = {"lr": 2e-3, "clip_norm": 0.5, "sch_params": [10.0], "weight_decay": 0.1}
 """Every part of the recipe at work: the norm is clipped, the rate falls, weights decay."""
@@ -195,8 +198,9 @@ def test_plain_loop_uses_every_part_of_the_recipe(plain):
 
 @pytest.mark.parametrize(
     ("size", "stage", "accumulation"),
-    [(size, stage, accumulation) for size in (1, 2) for stage in range(4) for accumulation in (1, 2)]
-    + [(3, 0, 1), (3, 1, 1), (3, 2, 2), (3, 3, 1)],
+    [(1, stage, accumulation) for stage in (0, 3) for accumulation in (1, 2)]
+    + [(2, stage, accumulation) for stage in range(4) for accumulation in (1, 2)]
+    + [(3, 0, 1), (3, 2, 2), (3, 3, 1)],
 )
 def test_steps_are_those_of_the_plain_loop(workers, crystals, plain, size, stage, accumulation):
     config = small_config(**RECIPE, zero_stage=stage, gradient_accumulation=accumulation)
@@ -211,7 +215,7 @@ def test_steps_are_those_of_the_plain_loop(workers, crystals, plain, size, stage
         assert_same_bits(trace.optimizer.moments, traces[0].optimizer.moments)
 
 
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("stage", STAGES)
 def test_clip_norm_0_clips_nothing_and_still_tells_the_norm(two_workers, crystals, stage):
     recipe = RECIPE | {"clip_norm": 0.0, "optimizer": "adam"}
     expected = plain_loop(crystals, small_config(**recipe), 3)
@@ -245,7 +249,7 @@ def test_batch_norm_of_parts_does_not_depend_on_the_workers(workers, crystals, s
     assert found.norms == pytest.approx(alone.norms, rel=1e-4)
 
 
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("stage", STAGES)
 def test_bf16_is_close(two_workers, crystals, plain, stage):
     config = small_config(**RECIPE, precision="bf16", zero_stage=stage)
     trace = two_workers.run(run_engine, crystals, config.to_flat())[0]
@@ -281,12 +285,10 @@ def loaded_state(place: Place, tables: SplitTables, flat: dict, resumed: Trace) 
         ((3, 2), (0, 1)),
         ((0, 1), (3, 2)),
         ((2, 2), (1, 1)),
-        ((1, 1), (2, 2)),
         ((1, 3), (2, 2)),
         ((3, 2), (3, 3)),
         ((0, 2), (1, 3)),
         ((0, 2), (0, 2)),
-        ((1, 2), (1, 2)),
         ((2, 2), (2, 2)),
         ((3, 2), (3, 2)),
     ],
@@ -334,7 +336,7 @@ def test_an_average_goes_on_from_full_weights(two_workers, crystals, stage):
     assert_same_bits(halves, whole)
 
 
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("stage", STAGES)
 def test_nothing_to_hand_out_before_the_first_step(two_workers, crystals, stage):
     trace = two_workers.run(run_engine, crystals, small_config(zero_stage=stage).to_flat(), range(0))[0]
     assert (trace.optimizer.step, trace.optimizer.moments) == (0, {})
@@ -370,8 +372,7 @@ def borrow(place: Place, tables: SplitTables, flat: dict, other: Tensors) -> dic
     return results
 
 
-@pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize(("size", "stage"), [(1, 0), (1, 3), *((2, stage) for stage in range(4))])
 def test_loaded_weights_predict_and_leave_no_trace(workers, crystals, stage, size):
     config = small_config(**RECIPE, zero_stage=stage)
     feed = feed_of(crystals)

@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,9 +110,9 @@ def test_no_model_is_named(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_fine_tuning_beats_fresh_weights_on_200_crystals(local_ray, elastic, tmp_path):
-    """Into sharded weights; the run goes on without the model it began with once it has a checkpoint."""
+    """Into sharded weights; the run goes on without the model it began with."""
     recipe = {"epochs": 8, "batch_size": 64, "lr": 4e-3, "device": "cpu", "threads_per_worker": 1}
-    words, sharded = as_words({**SMALL, **recipe, "num_workers": 2}), ["--zero_stage", "3"]
+    words, sharded = as_words({**SMALL, **recipe}), ["--num_workers", "2", "--zero_stage", "3"]
     args = argparse.Namespace(
         seeds=1,
         crystals=200,
@@ -126,9 +127,19 @@ def test_fine_tuning_beats_fresh_weights_on_200_crystals(local_ray, elastic, tmp
     config = load_yaml(tmp_path / "fine-tuned-1" / "config.yaml")
     assert config.run.init_from == str(tmp_path / "bulk")
     assert read_card(tmp_path / "fine-tuned-1" / "model").provenance["init_from"] == str(tmp_path / "bulk")
+    assert (config.scale.num_workers.most, config.scale.zero_stage) == (2, 3)
     shutil.rmtree(tmp_path / "bulk")
+    resumed = replace(config, run=replace(config.run, resume=True))
+    assert load_initial(resumed, UNITS) is None
+    with pytest.raises(UserError, match="init_from: "):
+        load_initial(config, UNITS)
+    places = {"init_from": str(tmp_path / "bulk"), "storage_path": str(tmp_path), "run_name": "fine-tuned-1"}
+    assert with_architecture({**places, "resume": True}) == {
+        **places,
+        "resume": True,
+        **config.section_values("model"),
+    }
     same = ["train", *words, *sharded, "--target", "shear", "--dataset", str(config.data.dataset), "--seed", "1"]
     same += ["--init_from", str(tmp_path / "bulk"), "--data_dir", str(elastic.path.parent)]
     same += ["--storage_path", str(tmp_path)]
-    assert main([*same, "--run_name", "fine-tuned-1", "--resume"]) == 0
     assert main([*same, "--run_name", "other"]) == 2

@@ -49,7 +49,7 @@ def test_a_data_set_that_does_not_fit(small_disk, capsys):
 
 def test_a_disk_that_fills_up(small_disk, tmp_path):
     data = {"data_dir": str(tmp_path / "data")}
-    run = Run(small_disk, "run", checkpoint_every=1, epochs=30, swa_epochs=0, **data)
+    run = Run(small_disk, "run", checkpoint_every=1, epochs=10, swa_epochs=0, **data)
     run.wait_for_checkpoint()
     fill(small_disk)
     text = run.end()
@@ -61,11 +61,11 @@ def test_a_disk_that_fills_up(small_disk, tmp_path):
     whole = [read_checkpoint(path) for path in run.folder.glob("checkpoint-*") if (path / "state.json").is_file()]
     assert whole
     reached = max(state.position.epoch for state in whole)
-    again = Run(small_disk, "run", checkpoint_every=1, epochs=30, swa_epochs=0, resume=True, **data)
+    again = Run(small_disk, "run", checkpoint_every=1, epochs=10, swa_epochs=0, resume=True, **data)
     text = again.end()
     assert again.process.returncode == 0, text
     assert "resuming after step" in text and reached > 1
-    assert [row[0] for row in numbers(run.folder)] == list(range(1, 31))
+    assert [row[0] for row in numbers(run.folder)] == list(range(1, 11))
 
 
 def test_a_disk_that_is_full_before_the_start(small_disk, tmp_path):

@@ -43,7 +43,10 @@ class Node:
 def ray_cluster():
     ray = str(Path(sys.executable).parent / "ray")
     subprocess.run([ray, "get-auth-token", "--generate"], check=True, capture_output=True)
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    # A lost node is noticed after some 3 s, for Ray's 15: what a run does then is looked at, not how long Ray waits.
+    quick = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": quick}
+    made = Cluster(initialize_head=True, head_node_args=head)
     yield made
     made.shutdown()
 

@@ -36,7 +36,7 @@ def local_ray(s3):
     ray.shutdown()
 
 
-EPOCHS = 14
+EPOCHS = 10
 """Of a run that is stopped after its first: it must not have ended when its driver looks."""
 
 

@@ -30,7 +30,7 @@ def test_a_model_is_compiled_whole_and_once_for_batches_of_any_size(domain: str)
     model = device.model_of(domain, "auto", DEVICE)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=COMPILER)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for place, sizes in enumerate(BATCHES):
+        for place, sizes in enumerate(BATCHES[:2] if device.INTERPRETED else BATCHES):
             batch = model.prepare(device.make_batch(sizes, seed=place).to(DEVICE))
             expected, found = device.outcome(model, batch), device.outcome(model, batch, compiled)
             assert all(

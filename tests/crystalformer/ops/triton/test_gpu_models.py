@@ -66,8 +66,15 @@ def test_golden_output_and_every_gradient(name: str) -> None:
     compare(found, rounded, golden.Result(output=vectors.output, gradients=vectors.gradients))
 
 
-@pytest.mark.parametrize("domain", ["real", "multihead"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+AUTOCAST = [
+    pytest.param(domain, dtype, marks=() if (domain == "real") == (dtype == torch.bfloat16) else pytest.mark.gpu)
+    for domain in ("real", "multihead")
+    for dtype in (torch.bfloat16, torch.float16)
+]
+"""Every pair on a GPU; in the interpreter, which is slow, each domain and each dtype once."""
+
+
+@pytest.mark.parametrize(("domain", "dtype"), AUTOCAST, ids=str)
 def test_autocast_stays_near_float32(domain: str, dtype: torch.dtype) -> None:
     """Within 5 roundings of the dtype, 2 % or 0.25 %; measured on the CPU: 1.8 in bfloat16, 1.1 in float16."""
     batch, model = device.make_batch(SIZES).to(DEVICE), device.model_of(domain, "auto", DEVICE)
@@ -95,12 +102,12 @@ def disordered(batch: CrystalBatch) -> CrystalBatch:
     return CrystalBatch.from_arrays(batch.positions, numbers, batch.lattice, batch.sizes, species)
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("deterministic", [pytest.param(False, marks=pytest.mark.gpu), True])
 @pytest.mark.parametrize(("domain", "pooling"), [("real", "avr"), ("real", "max"), ("multihead", "avr")])
 def test_two_runs_agree_bit_for_bit(
     domain: str, pooling: str, deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By themselves, and where PyTorch is told to refuse what would not repeat."""
+    """By themselves, and where PyTorch is told to refuse what would not repeat; the interpreter knows one order."""
     if deterministic:
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch refuses matrix products without
     before = torch.are_deterministic_algorithms_enabled()
