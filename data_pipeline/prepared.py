@@ -68,31 +68,34 @@ def is_prepared(data_dir: Path, name: str) -> bool:
 
 
 def load_prepared(data_dir: Path, name: str) -> PreparedDataset:
-    """Read data_dir/name/dataset.json. Raises DataError if it is not there or not readable."""
+    """Read data_dir/name/dataset.json. Raises DataError if it is not there or not readable.
+
+    The set is called as its folder is: a copied or renamed one is the data in it, whatever name those were made under.
+    """
     path = data_dir / name
     file = path / FILE_NAME
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-        return _from_json(raw, path)
+        return _from_json(raw, path, name)
     except FileNotFoundError:
         raise DataError(f"{file}: not found: data set {name!r} is not prepared under {data_dir}") from None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not a data set description ({error!r}); prepare the data set again") from error
 
 
-def _from_json(raw: dict[str, Any], path: Path) -> PreparedDataset:
+def _from_json(raw: dict[str, Any], path: Path, name: str) -> PreparedDataset:
     recipe = raw.get("split", {})
     return PreparedDataset(
-        name=raw["name"],
+        name=name,
         path=path,
         sizes=SplitSizes(**raw["sizes"]),
         targets=tuple(
-            TargetInfo(name=name, unit=field["unit"], description=field["description"])
-            for name, field in raw["targets"].items()
+            TargetInfo(name=target, unit=field["unit"], description=field["description"])
+            for target, field in raw["targets"].items()
         ),
         statistics={
-            name: Statistics(mean=field["train_mean"], std=field["train_std"])
-            for name, field in raw["targets"].items()
+            target: Statistics(mean=field["train_mean"], std=field["train_std"])
+            for target, field in raw["targets"].items()
         },
         elements=tuple(raw["elements"]),
         rejected=tuple(RejectedRow(**row) for row in raw["rejected"]["rows"]),

@@ -1,6 +1,7 @@
 """Names of data sets and targets as users spell them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from data_pipeline.datasets import check_name, embedded_names, find_dataset, resolve
 from data_pipeline.errors import DataError
 from data_pipeline.info import SourceKind, SplitSizes
+from data_pipeline.prepared import load_prepared
 from data_pipeline.registry import DATASETS
 from data_pipeline.splits import split_sizes
 
@@ -77,9 +79,12 @@ def test_own_prepared_set_is_found_by_its_folder(tmp_path):
     )
     found = resolve("mine", ["hardness"], tmp_path)
     assert found.prepared and found.info.kind is SourceKind.OWN and found.targets[0].unit == "GPa"
+    shutil.copytree(folder, tmp_path / "mine_old")
     (folder / "dataset.json").write_text("{}")
     with pytest.raises(DataError, match="not a data set description"):
         resolve("mine", ["hardness"], tmp_path)
+    kept = resolve("mine_old", ["hardness"], tmp_path)
+    assert kept.name == load_prepared(tmp_path, "mine_old").name == "mine_old", "a copy is not the set it was made of"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "a b"])
