@@ -70,7 +70,7 @@ def is_prepared(data_dir: Path, name: str) -> bool:
 def load_prepared(data_dir: Path, name: str) -> PreparedDataset:
     """Read data_dir/name/dataset.json. Raises DataError if it is not there or not readable.
 
-    The set is called as its folder is: a copied or renamed one is the data in it, whatever name those were made under.
+    The set is called as its folder is: a copied or renamed one is the data in it, under whatever name it was made.
     """
     path = data_dir / name
     file = path / FILE_NAME

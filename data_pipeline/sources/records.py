@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.compressed import DAMAGED, inner_name, open_bytes
+from data_pipeline.compressed import DAMAGED, ENDINGS, inner_name, open_bytes
 from data_pipeline.errors import DataError
 from data_pipeline.fields import TEXT_FIELDS, Place, choose_targets, to_record
 from data_pipeline.info import TargetInfo
@@ -27,7 +28,8 @@ from data_pipeline.unpickle import read_pickle
 SAMPLE = 100
 """Records looked at to tell which fields are targets."""
 PICKLE = ".pkl"
-SUFFIXES = (".csv", ".json", ".json.gz", ".jsonl", ".jsonl.gz", ".parquet", PICKLE)
+_TEXTS = (".csv", ".json", ".jsonl")
+SUFFIXES = (*_TEXTS, *(f"{suffix}{packed}" for suffix in _TEXTS for packed in ENDINGS), ".parquet", PICKLE)
 _BROKEN = "unreadable record: "
 
 
@@ -55,14 +57,25 @@ class RecordSource:
         return raw_tables(self._records(), self.targets, self._rows_per_table)
 
     def _records(self) -> Iterator[Record]:
+        names = Counter(path.name for path in self.files)
         for path, split in self.files.items():
-            name = path.name if split is None else f"{split}/{path.name}"
+            name = path.name if names[path.name] == 1 else f"{split}/{path.name}"
             for row, fields in enumerate(_to_the_end(path)):
                 place = Place(file=name, row=row, split=split)
                 if isinstance(fields, str):
                     yield Record(file=name, row=row, material_id="", problem=fields, split=split)
                 else:
                     yield to_record(fields, self.targets, place)
+
+
+def is_records(path: Path) -> bool:
+    """Whether a file is one of records, by its name, in which capitals mean nothing."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether the file's name says that it is a pickle."""
+    return path.suffix.lower() == PICKLE
 
 
 def _sample(files: Sequence[Path]) -> tuple[Path, list[Mapping[str, Any]]]:
@@ -73,7 +86,7 @@ def _sample(files: Sequence[Path]) -> tuple[Path, list[Mapping[str, Any]]]:
         try:
             sample.extend(fields for fields in islice(iter_fields(path), SAMPLE) if isinstance(fields, Mapping))
         except DataError as error:
-            if path.suffix == PICKLE:
+            if is_pickle(path):
                 raise
             broken = broken or error
         if sample:
@@ -94,7 +107,7 @@ def _to_the_end(path: Path) -> Iterator[Mapping[str, Any] | str]:
             yield fields
             number += 1
     except DataError as error:
-        if path.suffix == PICKLE:
+        if is_pickle(path):
             raise
         reason = str(error).removeprefix(f"{path}: ").removeprefix("cannot be read: ")
         yield (
@@ -107,7 +120,7 @@ def _to_the_end(path: Path) -> Iterator[Mapping[str, Any] | str]:
 def iter_fields(path: Path) -> Iterator[Mapping[str, Any] | str]:
     """The records of a file by field name; a string is the problem of a record that cannot be read.
 
-    JSON may be compressed. Raises DataError where the file as a whole cannot be read.
+    CSV and JSON may be compressed. Raises DataError where the file as a whole cannot be read.
     """
     name = inner_name(path)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,9 +45,10 @@ class StructureTableSource:
     every_target = False
     seconds_per_row = ARRAY_SECONDS
 
-    def __init__(self, files: Sequence[Path], wanted: Sequence[str] = ()) -> None:
-        self.files = list(files)
-        first, schema = _first_schema(self.files)
+    def __init__(self, files: Mapping[Path, str | None], wanted: Sequence[str] = ()) -> None:
+        """files: the split of each file, None where a column of it or the recipe decides. Raises DataError."""
+        self.files = dict(files)
+        first, schema = _first_schema(list(self.files))
         check_schema(schema, str(first))
         found = {target.name: target for target in target_fields(schema)}
         check_columns(schema, str(first), wanted)
@@ -57,7 +58,7 @@ class StructureTableSource:
 
     def fingerprint(self) -> str:
         """Digest of the files."""
-        content = "\n".join(f"{path.name} {file_digest(path)}" for path in self.files)
+        content = "\n".join(f"{split} {path.name} {file_digest(path)}" for path, split in self.files.items())
         return hashlib.sha256(content.encode()).hexdigest()
 
     def tables(self) -> Iterator[pa.Table]:
@@ -83,19 +84,20 @@ class StructureTableSource:
             table = pa.Table.from_batches([batch])
             raw = from_structures(table, path.name, self.targets, first_row=row)
             row += len(raw)
-            yield _with_splits(raw, table)
+            yield _with_splits(raw, table, self.files[path])
 
 
-def _with_splits(raw: pa.Table, table: pa.Table) -> pa.Table:
-    """The raw table of ``table``, with the splits that a column of it names, if it has one."""
+def _with_splits(raw: pa.Table, table: pa.Table, of_file: str | None) -> pa.Table:
+    """The raw table of ``table``, with the splits that a column of it names, if it has one, or its file."""
     name = next((name for name in table.column_names if is_split_column(name)), None)
-    if name is None:
+    if name is None and of_file is None:
         return raw
+    named = [None] * len(raw) if name is None else table.column(name).to_pylist()
     splits: list[str | None] = [None] * len(raw)
     problems: list[str | None] = raw.column("problem").to_pylist()
-    for i, value in enumerate(table.column(name).to_pylist()):
+    for i, value in enumerate(named):
         try:
-            splits[i] = named_split(value)
+            splits[i] = named_split(value, of_file)
         except ValueError as error:
             problems[i] = problems[i] or str(error)
     for column, values in (("split", splits), ("problem", problems)):
