@@ -39,6 +39,18 @@ _OCCUPANCY = re.compile(r"Occupancy (\S+) exceeded tolerance")
 _SECTION = re.compile(r"No structure parsed for section \d+ in CIF\.\s*")
 _GROUPS = ("OH", "NO3")
 """Symbols that pymatgen takes for groups of atoms, of which it leaves out some or all."""
+_WATER = ("Wat", "wat", "O-H")
+"""Symbols of groups that pymatgen says to hold implicit hydrogens, as check_cif tells in turn."""
+_TYPE = re.compile(r"(?P<letters>[A-Za-z]+)[\d.+\-()']*(?:\([IVX]+\)|_\w*)?")
+"""A type symbol: an element, its charge and numbers. With more letters it is a vacancy, a dummy or a molecule."""
+_TYPES = frozenset({"ow", "hw", "cval", "siva"})
+"""Type symbols with a further letter that are elements: atoms of water, and names of scattering factors."""
+_NO_LABELS = re.compile(r"(?i)(?:va|vac|vacancy|vc|du|dum|dummy|tt|t|bq|hoh|wat|water)(?![a-z])|h2o")
+"""Beginnings of labels that are no elements, though their first letters are ones; T is a tetrahedral site."""
+_UNCERTAINTY = re.compile(r"\(.+\)*")
+"""Behind a number, as pymatgen takes it away."""
+_UNKNOWN = (".", "?")
+"""CIF's words for a value that is left to its default, or not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +87,9 @@ def split_blocks(text: str) -> list[Block]:
 def read_cif(text: str) -> CifReading:
     """The one structure of a CIF, as it was read: ``check_cif`` says whether it may be used.
 
-    Raises Refusal for several structures, for occupancies above 1, for sites that pymatgen would leave out and for
-    dummies; the parser raises errors of every kind on malformed text.
+    Raises Refusal for several structures, for occupancies that are no numbers from 0 to 1, for sites that pymatgen
+    would leave out or take for other elements, and for dummies; the parser raises errors of every kind on malformed
+    text.
     """
     from pymatgen.io.cif import CifParser
 
@@ -85,6 +98,7 @@ def read_cif(text: str) -> CifReading:
         warnings.simplefilter("ignore")
         parser = CifParser.from_str(block.text, occupancy_tolerance=OCCUPANCY_LIMIT, check_cif=False)
         data: dict[str, Any] = next(iter(parser.as_dict().values()), {})
+        _fill_occupancies(data)
         _check_sites(data)
         try:
             structure = parser.parse_structures(primitive=False, on_error="raise")[0]
@@ -151,22 +165,55 @@ def _explained(error: ValueError, rotations: Floats) -> ValueError:
 
 
 def _check_sites(data: Mapping[str, Any]) -> None:
-    """Refuse sites that pymatgen leaves out, or takes for atoms, without a word. Raises Refusal."""
+    """Refuse sites that pymatgen leaves out, or takes for others, without a word. Raises Refusal."""
     if "dum" in data.get("_atom_site_calc_flag", ()):
         raise Refusal("unreadable structure: some sites are dummies without coordinates (_atom_site_calc_flag dum)")
-    for symbol in data.get("_atom_site_type_symbol", data.get("_atom_site_label", ())):
-        if not _is_read(symbol):
+    symbols = data.get("_atom_site_type_symbol")
+    is_element = _is_label if symbols is None else _is_type
+    for symbol in data.get("_atom_site_label", ()) if symbols is None else symbols:
+        if symbol.startswith(_GROUPS) or not (symbol.startswith(_WATER) or is_element(symbol)):
             raise Refusal(f"unknown element: site {symbol!r:.20} is no single element")
+    for axis in "xyz":
+        if "." in data.get(f"_atom_site_fract_{axis}", ()):  # pymatgen reads 0
+            raise Refusal(f"unreadable structure: a site has no coordinate (_atom_site_fract_{axis} is '.')")
+    for value in data.get("_atom_site_occupancy", ()):
+        if not _is_occupancy(value):
+            raise Refusal(f"wrong occupancies: {value!r:.20} is no number from 0 to 1 (_atom_site_occupancy)")
 
 
-def _is_read(symbol: str) -> bool:
-    """Whether pymatgen finds an element, or something it calls unknown, in a site's symbol."""
-    if symbol[:1].isupper():
-        return not symbol.startswith(_GROUPS)
-    for guess in (symbol[:2].title(), symbol[:1].upper()):
-        try:
-            number_of(guess)
-        except ValueError:
-            continue
-        return True
-    return symbol.startswith(("wat", "w"))
+def _fill_occupancies(data: Mapping[str, Any]) -> None:
+    """Write CIF's default, 1, where an occupancy is left to it: pymatgen reads 0, and leaves the site out.
+
+    data: the parser's own lists, not copies of them.
+    """
+    occupancies = data.get("_atom_site_occupancy")
+    if isinstance(occupancies, list):
+        occupancies[:] = ["1" if value.strip() in _UNKNOWN else value for value in occupancies]
+
+
+def _is_type(symbol: str) -> bool:
+    found = _TYPE.fullmatch(symbol)
+    return found is not None and (found["letters"].lower() in _TYPES or _is_element(found["letters"]))
+
+
+def _is_label(label: str) -> bool:
+    """Whether a label, of a file without type symbols, begins with one element, as pymatgen looks for it."""
+    if _NO_LABELS.match(label) or "," in label or "/" in label:
+        return False
+    return _is_element(label[:2]) or _is_element(label[:1])
+
+
+def _is_element(symbol: str) -> bool:
+    try:
+        number_of(symbol.title())
+    except ValueError:
+        return False
+    return True
+
+
+def _is_occupancy(value: str) -> bool:
+    """Whether pymatgen reads a number not below 0; what exceeds 1 it says itself, of the sum over a site."""
+    try:
+        return float(_UNCERTAINTY.sub("", value)) >= 0
+    except ValueError:
+        return False

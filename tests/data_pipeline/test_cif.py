@@ -23,7 +23,17 @@ def cif(symmetry=FM3M, sites=ROCK_SALT, more="", columns="", angle=90, name="x")
     return f"data_{name}\n{cell}{symmetry}{more}{loop}{sites}"
 
 
+def unlabelled(label):
+    """Without type symbols, a first site of this label."""
+    text = cif(sites=f"{label} 0 0 0 1\nCl1 0.5 0.5 0.5 1\n")
+    return text.replace("_atom_site_type_symbol\n", "")
+
+
 READ = {
+    **{
+        f"occupancy {value}": (cif(sites=f"Na1 Na 0 0 0 {value}\nCl1 Cl 0.5 0.5 0.5 1\n"), 8)
+        for value in (".", "?", "1.0(1)", "1.005")
+    },
     "symbol": (cif(), 8),
     "a group of one setting by its number, the symbol unknown": (
         cif("_symmetry_space_group_name_H-M 'F 4/m -3 2/m (ITA)'\n_symmetry_Int_Tables_number 225\n"),
@@ -109,6 +119,28 @@ REFUSED = {
     ),
     "group of atoms": (cif(sites="Na1 Na 0 0 0 1\nO1 OH 0.5 0.5 0.5 1\n"), "unknown element: site 'OH'"),
     "no symbol": (cif(sites="Na1 Na 0 0 0 1\nO1 ? 0.5 0.5 0.5 1\n"), "unknown element: site '?'"),
+    **{
+        f"type symbol {symbol}": (
+            cif(sites=f"A1 {symbol} 0 0 0 1\nCl1 Cl 0.5 0.5 0.5 1\n"),
+            f"unknown element: site {symbol!r} is no single element",
+        )
+        for symbol in "Vac VAC Va Vc Du Dum Tt Bq HOH H2O Cb WAT X Xx M1 Q Ln Fe/Ni Nb,Zr".split()
+    },
+    **{
+        f"label {label}": (unlabelled(label), f"unknown element: site {label!r} is no single element")
+        for label in "Vac1 Va1 Vc Du1 Dum Tt1 T1 Bq HOH H2O1 WAT1 X1 M1 Me2 Ln Fe/Ni1 Nb,Zr 1Fe".split()
+    },
+    **{
+        f"occupancy {value}": (
+            cif(sites=f"Na1 Na 0 0 0 {value}\nCl1 Cl 0.5 0.5 0.5 1\n"),
+            f"wrong occupancies: '{value}' is no number from 0 to 1",
+        )
+        for value in ("-1", "nan", "50%", "1,0", "-0.5(2)")
+    },
+    "a coordinate left to its default": (
+        cif(sites="Na1 Na 0 . 0 1\nCl1 Cl 0.5 0.5 0.5 1\n"),
+        "unreadable structure: a site has no coordinate (_atom_site_fract_y is '.')",
+    ),
     "dummy": (
         cif(sites="Na1 Na 0 0 0 1 d\nH1 H -1. -1. -1. 1 dum\n", columns="_atom_site_calc_flag\n"),
         "unreadable structure: some sites are dummies",
@@ -130,6 +162,22 @@ def test_what_may_be_another_crystal_is_refused(text, message):
     with pytest.raises(ValueError, match=".") as caught:
         parse_structure("cif", text)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "symbols", "labels"),
+    [
+        (26, "Fe FE fe Fe3+ Fe+3 Fe0+ Fe2.5+ Fe1 Fe(III) Fe_a", "Fe1 FE1 Fe_1 Fe(1) Fe1a Fe"),
+        (8, "O O2- OW Ow1", "O1W OW1 Ow O Oh1 O'"),
+        (1, "H D D1 H1+ T HW", "H1D D1 HW1 H"),
+        (6, "C Cval C1", "C Cb1 CX2 C1A"),
+        (23, "V V5+", "V V1 V1a"),
+    ],
+)
+def test_symbols_and_labels_of_elements(number, symbols, labels):
+    texts = [cif(sites=f"A1 {symbol} 0 0 0 1\nCl1 Cl 0.5 0.5 0.5 1\n") for symbol in symbols.split()]
+    for text in [*texts, *map(unlabelled, labels.split())]:
+        assert sorted(set(parse_structure("cif", text).atomic_numbers.tolist())) == sorted([number, 17])
 
 
 def test_rounded_occupancies_are_scaled_to_1():
