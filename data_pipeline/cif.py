@@ -116,8 +116,6 @@ def check_cif(reading: CifReading, crystal: Crystal) -> None:
       rounding explains; a formula that cannot be read says nothing;
     - "implicit hydrogens", where some are stated as a number only, unless the sites do make up the formula.
     """
-    if crystal.atomic_numbers.min(initial=1) < 0:
-        return  # no element: the structure's validation names it
     found = amounts_of(crystal)
     stated = reading.data.get(FORMULA)
     formula = parse_formula(stated) if isinstance(stated, str) else None

@@ -45,12 +45,16 @@ def _from_cif(text: str) -> Crystal:
 
 
 def from_pymatgen(structure: Structure) -> Crystal:
-    """A crystal from a pymatgen Structure; sites with one fully occupied species are ordered."""
+    """A crystal from a pymatgen Structure; sites with one fully occupied species are ordered.
+
+    Raises ValueError "unknown element: which" for dummies.
+    """
     lattice = np.array(structure.lattice.matrix, dtype=np.float64)
     numbers = np.zeros(len(structure), dtype=np.int64)
     mixed: list[tuple[int, int, float]] = []
     for i, site in enumerate(structure):
-        species = [(specie.Z, float(amount)) for specie, amount in site.species.items()]
+        # By symbol: the number of a dummy, as X or Ln, is a hash, another one in every run.
+        species = [(_number(specie.symbol), float(amount)) for specie, amount in site.species.items()]
         if len(species) == 1 and abs(species[0][1] - 1) < 1e-8:
             numbers[i] = species[0][0]
         else:
@@ -72,7 +76,7 @@ def from_jarvis(atoms: Mapping[str, Any]) -> Crystal:
         lattice = np.array(atoms["lattice_mat"], dtype=np.float64).reshape(3, 3)
         coordinates = np.array(atoms["coords"], dtype=np.float64).reshape(-1, 3)
         symbols = [str(symbol).strip() for symbol in atoms["elements"]]
-        cartesian = bool(atoms["cartesian"])
+        cartesian = _is_true(atoms["cartesian"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"unreadable structure: jarvis atoms: {error!r:.150}") from error
     return Crystal(
@@ -110,6 +114,16 @@ def from_pymatgen_dict(structure: Mapping[str, Any]) -> Crystal:
     )
 
 
+def _is_true(value: object) -> bool:
+    """A truth value, as such, as 1 or 0, or in words. Raises ValueError for any other."""
+    word = str(value).strip().lower()
+    if word in ("true", "1", "1.0"):
+        return True
+    if word in ("false", "0", "0.0"):
+        return False
+    raise ValueError(f"cartesian is {value!r:.30}, not true or false")
+
+
 def _numbers(symbols: list[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Atomic numbers; 0 for an empty symbol."""
     return np.array([_number(symbol) if symbol else 0 for symbol in symbols], dtype=np.int64)
@@ -119,7 +133,7 @@ def _number(symbol: str) -> int:
     try:
         return number_of(symbol)
     except ValueError as error:
-        raise ValueError(f"unknown element: {symbol!r:.20}") from error
+        raise Refusal(f"unknown element: {symbol!r:.20}") from error
 
 
 def make_disorder(mixed: list[tuple[int, int, float]]) -> Disorder | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _SCALE, _VECTORS = 1, slice(2, 5)
 """Lines of the scale and of the lattice vectors."""
+_COMMENT = re.compile(r"[#!]")
 
 
 def read_poscar(text: str) -> Structure:
@@ -22,12 +24,14 @@ def read_poscar(text: str) -> Structure:
 
     A negative scale is the cell's volume; three are factors of the x, y and z components, of lattice vectors and
     Cartesian coordinates alike (VASP 6). Raises Refusal where neither the sixth line nor the coordinates' ends name
-    the elements; the parser raises errors of every kind on malformed text.
+    the elements, or it names more or fewer than there are numbers of atoms; the parser raises errors of every kind on
+    malformed text.
     """
     from pymatgen.core.lattice import Lattice
     from pymatgen.core.structure import Structure
 
     lines = text.split("\n")
+    _check_counts(lines)
     factors = _special_factors(lines)
     if factors is None:
         return _parsed(text)
@@ -43,11 +47,25 @@ def _parsed(text: str) -> Structure:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         poscar = Poscar.from_str(text, read_velocities=False)
-    if not poscar.true_names:
+    # T and F behind coordinates say which may move; of elements T is tritium, and F alone is no crystal to be meant.
+    if not poscar.true_names or set(poscar.site_symbols) <= {"T", "F"}:
         raise Refusal(
             "unknown element: the POSCAR names none (VASP 4 form); put their symbols into a line before the numbers"
         )
     return poscar.structure
+
+
+def _check_counts(lines: list[str]) -> None:
+    """Refuse elements and numbers of atoms that are not as many: pymatgen takes the first of them. Raises Refusal."""
+    words = [_COMMENT.split(line)[0].split() for line in lines[_VECTORS.stop :]]
+    first = next((i for i, line in enumerate(words) if line and line[0].lstrip("+-").isdigit()), 0)
+    symbols = [word for line in words[:first] for word in line]
+    counts = [word for line in words[first : 2 * first] for word in line]
+    if len(symbols) != len(counts):
+        raise Refusal(
+            f"unreadable structure: the POSCAR names {len(symbols)} elements ({' '.join(symbols):.40}), "
+            f"but has {len(counts)} numbers of atoms ({' '.join(counts):.40})"
+        )
 
 
 def _special_factors(lines: list[str]) -> Floats | None:

@@ -3,7 +3,8 @@
 A primitive crystal keeps its own atoms and lattice, bit for bit. Of any other one, the lattice becomes the primitive
 one that moyopy finds, expressed exactly in the crystal's own lattice vectors, and of every class of atoms that differ
 by a translation the first is kept where it is. Nothing is symmetrized and nothing rotated, so that distances stay the
-published ones. Disordered sites take part: two of them are alike if they hold the same species with the same
+published ones; of a left-handed lattice two vectors are exchanged, which leaves crystal and positions as they are.
+Disordered sites take part: two of them are alike if they hold the same species with the same
 occupancies.
 
 Two exact tests come first because they are many times cheaper than the symmetry search. The translations that map a
@@ -37,7 +38,12 @@ class ReductionError(ValueError):
 
 
 def primitive_cell(crystal: Crystal) -> Crystal:
-    """The crystal in its primitive cell; the same object if it is primitive already. Raises ReductionError."""
+    """The crystal in its primitive, right-handed cell; the same object if it is in it already.
+
+    Raises ReductionError.
+    """
+    if np.linalg.det(crystal.lattice) < 0:
+        crystal = replace(crystal, lattice=crystal.lattice[[1, 0, 2]])
     types = site_types(crystal)
     counts = np.unique(types, return_counts=True)[1]
     if math.gcd(*counts.tolist()) == 1:

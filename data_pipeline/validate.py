@@ -32,11 +32,9 @@ def structure_problem(crystal: Crystal) -> str | None:
         return "non-finite number: in the lattice"
     if not np.isfinite(crystal.positions).all():
         return "non-finite number: in the positions"
-    volume = float(np.linalg.det(crystal.lattice))
-    if abs(volume) < MIN_VOLUME:
+    volume = abs(float(np.linalg.det(crystal.lattice)))
+    if volume < MIN_VOLUME:
         return f"volume not above 0: the cell has {volume:.3g} Å³"
-    if volume < 0:
-        return f"volume not above 0: the cell has {volume:.6g} Å³, a left-handed lattice; exchange two of its vectors"
     return _element_problem(crystal) or _overlap_problem(crystal)
 
 

@@ -39,6 +39,23 @@ def test_cif_and_poscar():
     assert parse_structure("poscar", poscar).atomic_numbers.tolist() == [11, 17, 1]
 
 
+@pytest.mark.parametrize("words", [(False, True), ("False", "True"), (0, 1), ("false", " TRUE "), (0.0, np.True_)])
+def test_jarvis_says_cartesian_in_many_ways(words):
+    atoms = {"lattice_mat": SKEWED.matrix.tolist(), "elements": ["Na", " Cl ", "D"]}
+    check(from_jarvis({**atoms, "coords": PLAIN.frac_coords.tolist(), "cartesian": words[0]}), PLAIN)
+    check(from_jarvis({**atoms, "coords": PLAIN.cart_coords.tolist(), "cartesian": words[1]}), PLAIN)
+    with pytest.raises(ValueError, match="unreadable structure: jarvis atoms: .*cartesian is 'maybe', not true"):
+        from_jarvis({**atoms, "coords": PLAIN.cart_coords.tolist(), "cartesian": "maybe"})
+
+
+@pytest.mark.parametrize("species", ["X", "Ln", {"Fe": 0.5, "Q": 0.5}])
+def test_dummies_are_named_not_numbered(species):
+    dummy = Structure(SKEWED, [species, "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    for parse, form in ((from_pymatgen, dummy), (from_pymatgen_dict, dummy.as_dict())):
+        with pytest.raises(ValueError, match="^unknown element: '(X|Ln|Q)0?'?"):
+            parse(form)
+
+
 def test_jarvis_fractional_and_cartesian():
     atoms = {"lattice_mat": SKEWED.matrix.tolist(), "elements": ["Na", " Cl ", "D"]}
     fractional = from_jarvis({**atoms, "coords": PLAIN.frac_coords.tolist(), "cartesian": False})

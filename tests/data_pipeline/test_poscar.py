@@ -38,6 +38,11 @@ def test_symbols_behind_the_coordinates():
     same(poscar(names="", tails=("Ga", "As")), poscar(names="Ga As\n"))
 
 
+def test_symbols_and_numbers_on_several_lines_and_comments_behind_them():
+    same(poscar(names="Na\nCl\n").replace("1 1\n", "1\n1\n"), poscar())
+    same(poscar(names="Na_pv/abc Cl ! salt\n").replace("1 1\n", "1 1 # of each\n"), poscar())
+
+
 def test_a_byte_order_mark():
     same("\ufeff" + poscar(), poscar())
 
@@ -50,8 +55,15 @@ def test_a_byte_order_mark():
             poscar(kind="Selective\nDirect", names="", tails=("T T T", "F F F")),
             "unknown element: the POSCAR names none",
         ),
+        (poscar(names="", tails=("T T T", "F F F")), "unknown element: the POSCAR names none"),
         (poscar("1 -2 3"), "unreadable structure: three scale factors must be positive, got 1 -2 3"),
         (poscar("-44", vectors="1 0 0\n0 1 0\n1 1 0\n"), "volume not above 0: "),
+        (poscar().replace("1 1\n", "2\n"), "unreadable structure: the POSCAR names 2 elements (Na Cl), but has 1"),
+        (
+            poscar(names="Na Cl Br\n"),
+            "unreadable structure: the POSCAR names 3 elements (Na Cl Br), but has 2 numbers of atoms (1 1)",
+        ),
+        (poscar(names="X Cl\n"), "unknown element: 'X'"),
         (poscar("large"), "unreadable structure: ValueError"),
         ("x\n-1\n1 0 0\n", "unreadable structure: "),
     ],

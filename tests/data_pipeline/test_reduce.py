@@ -1,5 +1,7 @@
 """Reduction: the atom counts of pymatgen, the distances of the crystal itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -29,6 +31,20 @@ def test_rock_salt_keeps_its_distances():
     assert sorted(small.atomic_numbers) == [11, 17]
     assert np.linalg.det(small.lattice) == pytest.approx(5.64**3 / 4)
     assert neighbour_distances(small) == neighbour_distances(rock_salt())
+
+
+def test_a_left_handed_lattice_is_the_same_crystal():
+    for right in (rock_salt(), caesium_chloride(), mixed_rock_salt()):
+        left = replace(right, lattice=right.lattice[[2, 1, 0]])
+        assert np.linalg.det(left.lattice) < 0 and structure_problem(left) is None
+        small = primitive_cell(left)
+        assert np.linalg.det(small.lattice) > 0
+        assert neighbour_distances(small) == neighbour_distances(right)
+    skewed = crystal([[3, 0.1, 0], [0.2, 0, 5], [0.3, 4, 0.1]], [[0, 0, 0], [0.4, 0.5, 0.6]], [26, 8])
+    turned = primitive_cell(skewed)
+    assert np.linalg.det(skewed.lattice) < 0 < np.linalg.det(turned.lattice)
+    assert np.array_equal(turned.positions, skewed.positions)
+    assert neighbour_distances(turned) == neighbour_distances(skewed)
 
 
 def test_mixed_sites_take_part():
