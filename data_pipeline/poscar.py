@@ -47,8 +47,7 @@ def _parsed(text: str) -> Structure:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         poscar = Poscar.from_str(text, read_velocities=False)
-    # T and F behind coordinates say which may move; of elements T is tritium, and F alone is no crystal to be meant.
-    if not poscar.true_names or {site.species_string for site in poscar.structure} <= {"T", "F"}:
+    if not poscar.true_names:
         raise Refusal(
             "unknown element: the POSCAR names none (VASP 4 form); put their symbols into a line before the numbers"
         )

@@ -55,7 +55,6 @@ def test_a_byte_order_mark():
             poscar(kind="Selective\nDirect", names="", tails=("T T T", "F F F")),
             "unknown element: the POSCAR names none",
         ),
-        (poscar(names="", tails=("T T T", "F F F")), "unknown element: the POSCAR names none"),
         (poscar("1 -2 3"), "unreadable structure: three scale factors must be positive, got 1 -2 3"),
         (poscar("-44", vectors="1 0 0\n0 1 0\n1 1 0\n"), "volume not above 0: "),
         (poscar().replace("1 1\n", "2\n"), "unreadable structure: the POSCAR names 2 elements (Na Cl), but has 1"),
