@@ -21,7 +21,12 @@ NAME_FIELD = "name"
 ID_FIELDS = ("material_id", "id", "jid", "mp_id", "mpid", "file_id", "task_id", NAME_FIELD)
 TEXT_FIELDS = {"cif": "cif", "poscar": "poscar"}
 STRUCTURE_FIELDS = ("structure", "final_structure", "atoms", *TEXT_FIELDS)
-_NO_TARGETS = frozenset({"", "index", "idx", "unnamed: 0", COLUMN, *ID_FIELDS, *STRUCTURE_FIELDS})
+_KNOWN = frozenset({*ID_FIELDS, *STRUCTURE_FIELDS})
+_NO_TARGETS = frozenset(
+    {"", "index", "idx", "unnamed:_0", "__index_level_0__", COLUMN, *ID_FIELDS, *STRUCTURE_FIELDS}
+)
+_CIF_ITEM = "_cell_length_a"
+"""In every CIF of a structure, and in no JSON of one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,19 +43,37 @@ def to_record(fields: Mapping[str, Any], targets: Sequence[TargetInfo], place: P
 
     Without targets the record is one to predict, which belongs to no split whatever its field ``split`` says.
     """
-    key = next((name for name in ID_FIELDS if fields.get(name) not in (None, "")), None)
-    material_id = f"{place.file}-{place.row}" if key is None else str(fields[key])
-    record = Record(
-        file=place.file, row=place.row, split=place.split, material_id=material_id, id_is_name=key == NAME_FIELD
-    )
+    known = _known(fields)
+    own_id, is_name = _id_of(known) or (f"{place.file}-{place.row}", False)
+    record = Record(file=place.file, row=place.row, split=place.split, material_id=own_id, id_is_name=is_name)
     try:
         split = _split(fields, place) if targets else place.split
         values = [_target(fields, target) for target in targets]
-        kind, text = _text(fields)
-        crystal = None if kind is not None else _structure(fields)
+        kind, text = _text(known)
+        crystal = None if kind is not None else _structure(known)
     except ValueError as error:
         return replace(record, problem=" ".join(str(error).split()))
     return replace(record, crystal=crystal, kind=kind, text=text, targets=values, split=split)
+
+
+def fold(heading: object) -> str:
+    """A heading as ids and structures are known by: "Material ID" and "material-id" are both material_id."""
+    return str(heading).strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def find_id(fields: Mapping[str, Any]) -> tuple[str, bool] | None:
+    """The id in a record, and whether it is but a name; None where there is none."""
+    return _id_of(_known(fields))
+
+
+def _id_of(known: Mapping[str, Any]) -> tuple[str, bool] | None:
+    name = next((name for name in ID_FIELDS if name in known), None)
+    return None if name is None else (str(known[name]), name == NAME_FIELD)
+
+
+def holds_text(fields: Mapping[str, Any]) -> bool:
+    """Whether a record gives its structure as text still to be parsed."""
+    return _text(_known(fields))[0] is not None
 
 
 def targets_from_headings(headings: Sequence[str], where: str) -> tuple[TargetInfo, ...]:
@@ -93,7 +116,7 @@ def choose_targets(sample: Iterable[Mapping[str, Any]], wanted: Sequence[str], w
         for heading, value in fields.items():
             if verdict.setdefault(heading, None) is None:
                 verdict[heading] = _is_number(value)
-    known = targets_from_headings([h for h in verdict if h.strip().lower() not in _NO_TARGETS], where)
+    known = targets_from_headings([h for h in verdict if fold(h) not in _NO_TARGETS], where)
     if wanted:
         return find_targets(known, wanted, where, verdict)
     chosen = tuple(target for target in known if verdict[target.column])
@@ -105,6 +128,16 @@ def choose_targets(sample: Iterable[Mapping[str, Any]], wanted: Sequence[str], w
 def _folded(heading: str) -> str:
     """A heading without the spaces that a list joined by commas loses."""
     return ",".join(piece.strip() for piece in heading.split(","))
+
+
+def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids and structures among the fields that are filled, by their own name; one spelled exactly comes first."""
+    found: dict[str, Any] = {}
+    for heading, value in fields.items():
+        name = fold(heading)
+        if name in _KNOWN and value is not None and value != "" and (name == heading or name not in found):
+            found[name] = value
+    return found
 
 
 def _split(fields: Mapping[str, Any], place: Place) -> str | None:
@@ -127,17 +160,17 @@ def _target(fields: Mapping[str, Any], target: TargetInfo) -> float | None:
         raise ValueError(f"bad target: {target.column}: {error}") from error
 
 
-def _text(fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def _text(known: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """The kind and text of a structure given as text."""
-    for name, kind in TEXT_FIELDS.items():
-        value = fields.get(name)
-        if isinstance(value, str) and value.strip():
-            return kind, value
+    for name in (*TEXT_FIELDS, *STRUCTURE_FIELDS):
+        value = known.get(name)
+        if isinstance(value, str) and value.strip() and (name in TEXT_FIELDS or _CIF_ITEM in value):
+            return TEXT_FIELDS.get(name, "cif"), value
     return None, None
 
 
 def _structure(fields: Mapping[str, Any]) -> Crystal:
-    name = next((name for name in STRUCTURE_FIELDS if fields.get(name) not in (None, "")), None)
+    name = next((name for name in STRUCTURE_FIELDS if name in fields), None)
     if name is None:
         raise ValueError(f"empty structure: none of the fields {', '.join(STRUCTURE_FIELDS)} is filled")
     value = fields[name]
@@ -145,7 +178,7 @@ def _structure(fields: Mapping[str, Any]) -> Crystal:
         try:
             value = json.loads(value)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"unreadable structure: field {name!r} is not JSON: {error}") from error
+            raise ValueError(f"unreadable structure: field {name!r} is not JSON, nor a CIF: {error}") from error
     if isinstance(value, Mapping):
         return from_jarvis(value) if "lattice_mat" in value else from_pymatgen_dict(value)
     if hasattr(value, "lattice") and hasattr(value, "species_and_occu"):

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 CHUNK = 1 << 20
+UNREADABLE = "\ufffd"
+"""What stands for bytes that are no UTF-8, where a file is opened with errors="replace"."""
+NO_TEXT = "holds bytes that are not UTF-8, the encoding of text that is read"
 _SPACE = " \t\r\n"
+_STRUCTURES = frozenset({"atoms", "structure", "final_structure"})
 _CUT = 64
 """Characters from the end within which an error may come from a word, a number or an escape cut in two."""
 
@@ -21,6 +25,7 @@ class _Window:
         self._text = ""
         self._at = 0
         self._ended = False
+        self.readable = True
 
     def peek(self, skip: str = _SPACE) -> str:
         """The next character not in ``skip``, not consumed; empty at the end."""
@@ -29,7 +34,7 @@ class _Window:
                 self._at += 1
             if self._at < len(self._text):
                 return self._text[self._at]
-            if not self._more():
+            if not self._more(CHUNK):
                 return ""
 
     def take(self) -> None:
@@ -37,14 +42,19 @@ class _Window:
         self._at += 1
 
     def value(self) -> Any:  # noqa: ANN401 - any JSON value
-        """Decode the next value. Raises ValueError where there is none."""
+        """Decode the next value. Raises ValueError where there is none.
+
+        ``readable`` then says whether all of its bytes were text.
+        """
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                if not self._may_be_cut(error) or not self._more():
+                # Twice as much at every attempt: decoding a long value costs no more than twice its length.
+                if not self._may_be_cut(error) or not self._more(max(CHUNK, len(self._text) - self._at)):
                     raise
                 continue
+            self.readable = self._text.find(UNREADABLE, self._at, end) < 0
             self._at = end
             return value
 
@@ -52,10 +62,17 @@ class _Window:
         """Whether the text read so far may just end too early. Otherwise a large file would be read for nothing."""
         return error.msg.startswith("Unterminated string") or len(self._text) - error.pos < _CUT
 
-    def _more(self) -> bool:
+    def record(self) -> dict[str, Any] | str:
+        """The next value, or what is wrong with it as a record."""
+        value = self.value()
+        if not self.readable:
+            return f"unreadable record: {NO_TEXT}"
+        return value if isinstance(value, dict) else f"unreadable record: {type(value).__name__}, not an object"
+
+    def _more(self, size: int) -> bool:
         if self._ended:
             return False
-        piece = self._stream.read(CHUNK)
+        piece = self._stream.read(size)
         self._ended = not piece
         self._text = self._text[self._at :] + piece
         self._at = 0
@@ -63,46 +80,74 @@ class _Window:
 
 
 def iter_records(stream: TextIO) -> Iterator[dict[str, Any] | str]:
-    """The records of a JSON array, of JSON lines, or of one object whose values are records by id.
+    """The records of JSON arrays, of JSON lines, or of one object that holds records.
 
-    A record of the last kind gets its key as ``material_id`` unless it has one. A string is the problem of a record
-    that is no object. Raises ValueError on what is not JSON, saying where.
+    That is an object of records by id, which get their key as ``material_id`` unless they have one, or a table as
+    pandas writes it: by columns, or as "split". A string is the problem of a record that is no object or not UTF-8.
+    Raises ValueError on what is not JSON, saying where.
     """
     window = _Window(stream)
     first = window.peek(_SPACE + "\ufeff")
     if first == "[":
-        window.take()
-        yield from _array(window)
+        yield from _arrays(window)
     elif first == "{":
         yield from _objects(window)
+    elif first == UNREADABLE:
+        raise ValueError(f"it {NO_TEXT}")
     else:
         raise ValueError("neither a JSON array nor JSON objects")
 
 
-def _array(window: _Window) -> Iterator[dict[str, Any] | str]:
+def _arrays(window: _Window) -> Iterator[dict[str, Any] | str]:
+    """The records of an array, and of those that were appended to it."""
     number = 0
-    while (following := window.peek(_SPACE + ",")) != "]":
-        if not following:
-            raise ValueError(f"the JSON array ends within or after record {number}")
-        yield _record(window.value())
-        number += 1
+    while following := window.peek():
+        if following != "[":
+            raise ValueError(f"there is text behind the JSON array, after record {number - 1}")
+        window.take()
+        while (following := window.peek(_SPACE + ",")) != "]":
+            if not following:
+                raise ValueError(f"the JSON array ends within or after record {number}")
+            yield window.record()
+            number += 1
+        window.take()
 
 
 def _objects(window: _Window) -> Iterator[dict[str, Any] | str]:
-    first = window.value()
-    if (
-        window.peek() == ""
-        and first
-        and all(isinstance(value, dict) for value in first.values())
-        and not ({"atoms", "structure", "final_structure"} & first.keys())
-    ):
-        for key, value in first.items():
-            yield {"material_id": key, **value}
+    first = window.record()
+    if window.peek() == "":
+        if isinstance(first, str):
+            raise ValueError(f"it {NO_TEXT}")
+        yield from _of_object(first)
         return
     yield first
     while window.peek():
-        yield _record(window.value())
+        yield window.record()
 
 
-def _record(value: object) -> dict[str, Any] | str:
-    return value if isinstance(value, dict) else f"unreadable record: {type(value).__name__}, not an object"
+def _of_object(whole: dict[str, Any]) -> Iterator[dict[str, Any] | str]:
+    """The records of a sole object, which may be one itself."""
+    columns, rows = whole.get("columns"), whole.get("data")
+    if isinstance(columns, list) and isinstance(rows, list):
+        yield from (_of_row(columns, row) for row in rows)
+    elif not whole or not all(isinstance(value, dict) for value in whole.values()):
+        yield whole
+    elif _is_table(whole):
+        for index in next(iter(whole.values())):
+            yield {heading: column[index] for heading, column in whole.items()}
+    elif _STRUCTURES & whole.keys():
+        yield whole
+    else:
+        yield from ({"material_id": key, **value} for key, value in whole.items())
+
+
+def _of_row(columns: list[Any], row: object) -> dict[str, Any] | str:
+    if not isinstance(row, list) or len(row) != len(columns):
+        return f"unreadable record: a row of other fields than the {len(columns)} columns"
+    return dict(zip(map(str, columns), row, strict=True))
+
+
+def _is_table(columns: dict[str, dict[str, Any]]) -> bool:
+    """Whether these are the columns of a table whose rows are numbered, as pandas' to_json writes them."""
+    rows = next(iter(columns.values())).keys()
+    return len(rows) > 0 and all(row.isdecimal() for row in rows) and all(c.keys() == rows for c in columns.values())

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from data_pipeline.compressed import DAMAGED, ENDINGS, inner_name, open_bytes
 from data_pipeline.errors import DataError
-from data_pipeline.fields import TEXT_FIELDS, Place, choose_targets, to_record
+from data_pipeline.fields import Place, choose_targets, holds_text, to_record
 from data_pipeline.info import TargetInfo
-from data_pipeline.json_stream import iter_records
+from data_pipeline.json_stream import NO_TEXT, UNREADABLE, iter_records
 from data_pipeline.raw import ROWS_PER_TABLE, TEXTS_PER_TABLE, Record, raw_tables
 from data_pipeline.refusal import TOO_DEEP
 from data_pipeline.sources.base import ARRAY_SECONDS, TEXT_SECONDS, file_digest
@@ -43,7 +43,7 @@ class RecordSource:
         self.files = dict(files)
         first, sample = _sample(list(self.files))
         self.targets: tuple[TargetInfo, ...] = choose_targets(sample, wanted, first.name)
-        as_text = any(fields.get(name) for fields in sample[:1] for name in TEXT_FIELDS)
+        as_text = any(map(holds_text, sample[:1]))
         self.seconds_per_row = TEXT_SECONDS if as_text else ARRAY_SECONDS
         self._rows_per_table = TEXTS_PER_TABLE if as_text else ROWS_PER_TABLE
 
@@ -148,10 +148,12 @@ def iter_fields(path: Path) -> Iterator[Mapping[str, Any] | str]:
 
 
 def _open_text(path: Path) -> TextIO:
-    return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig")
+    return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", errors="replace")
 
 
 def _json_line(line: str) -> Mapping[str, Any] | str:
+    if UNREADABLE in line:
+        return f"{_BROKEN}{NO_TEXT}"
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -170,14 +172,18 @@ def _csv(path: Path) -> Iterator[Mapping[str, Any] | str]:
         yield from stream
         ended = True
 
-    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as stream:
+    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", errors="replace", newline="") as stream:
         reader = csv.reader(lines(stream))
         header = next(reader, None)
         if header is None:
             raise ValueError("it is empty")
+        if any(UNREADABLE in name for name in header):
+            raise ValueError(f"its heading {NO_TEXT}")
         for row in reader:
             if ended:  # the reader asks for a further line only within quotes; half a structure may well parse
                 yield f"{_BROKEN}the file ends within quotes"
+            elif any(UNREADABLE in field for field in row):
+                yield f"{_BROKEN}{NO_TEXT}"
             elif len(row) == len(header):
                 yield dict(zip(header, row, strict=True))
             elif row:

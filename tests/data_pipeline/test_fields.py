@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.fields import Place, choose_targets, targets_from_headings, to_record
+from data_pipeline.fields import Place, choose_targets, holds_text, targets_from_headings, to_record
 
 CELL = {"lattice_mat": (np.eye(3) * 4).tolist(), "coords": [[0, 0, 0]], "elements": ["Fe"], "cartesian": False}
 PLACE = Place(file="f.json", row=7)
@@ -51,6 +51,33 @@ def test_records():
     assert good.crystal.atomic_numbers.tolist() == [26]
     unnamed = to_record({"gap": None, "cif": "text"}, GAP, PLACE)
     assert (unnamed.material_id, unnamed.kind, unnamed.text, unnamed.targets) == ("f.json-7", "cif", "text", [None])
+
+
+@pytest.mark.parametrize("heading", ["ID", "Material ID", "mp-id", " material_id ", "JID", "Task-ID"])
+def test_ids_by_other_spellings(heading):
+    assert to_record({heading: "m1", "gap": 1, "atoms": CELL}, GAP, PLACE).material_id == "m1"
+    assert not to_record({heading: "m1", "gap": 1, "atoms": CELL}, GAP, PLACE).id_is_name
+    assert [t.name for t in choose_targets([{heading: 1, "gap": 2}], (), "x")] == ["gap"]
+    exact = to_record({heading: "other", "material_id": "m1", "atoms": CELL}, (), PLACE)
+    assert exact.material_id == "m1"
+
+
+@pytest.mark.parametrize("heading", ["CIF", " cif", "Cif "])
+def test_structures_by_other_spellings(heading):
+    record = to_record({"gap": 1, heading: "text"}, GAP, PLACE)
+    assert (record.kind, record.text, record.problem) == ("cif", "text", None)
+    assert holds_text({heading: "text"}) and not holds_text({"atoms": "{}"})
+
+
+def test_a_cif_in_a_field_for_json():
+    text = "data_x\n_cell_length_a 4\n"
+    record = to_record({"gap": 1, "Structure": text}, GAP, PLACE)
+    assert (record.kind, record.text, record.problem) == ("cif", text, None)
+
+
+def test_the_index_of_pandas_is_no_target():
+    sample = [{"__index_level_0__": 3, "Unnamed: 0": 1, "Index": 2, "gap": 1.5}]
+    assert [target.name for target in choose_targets(sample, (), "x")] == ["gap"]
 
 
 @pytest.mark.parametrize(

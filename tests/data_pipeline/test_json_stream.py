@@ -32,6 +32,59 @@ def test_an_object_of_records_and_a_single_record():
     assert list(iter_records(io.StringIO(json.dumps(single)))) == [single]
 
 
+def test_tables_as_pandas_writes_them():
+    found = [{"structure": {"sites": []}, "y": 1.0}, {"structure": {"sites": [2]}, "y": None}]
+    split = {"index": [0, 1], "columns": ["structure", "y"], "data": [list(row.values()) for row in found]}
+    assert list(iter_records(io.StringIO(json.dumps(split)))) == found
+    split["data"].append([1])
+    *_, problem = iter_records(io.StringIO(json.dumps(split)))
+    assert problem == "unreadable record: a row of other fields than the 2 columns"
+    columns = {name: {str(i): row[name] for i, row in enumerate(found)} for name in ("structure", "y")}
+    assert list(iter_records(io.StringIO(json.dumps(columns)))) == found
+
+
+def test_arrays_one_behind_the_other():
+    text = json.dumps(RECORDS[:12]) + "\n" + json.dumps(RECORDS[12:])
+    assert list(iter_records(io.StringIO(text))) == RECORDS
+    found = iter_records(io.StringIO(json.dumps(RECORDS) + ' {"x": 1}'))
+    assert [next(found) for _ in RECORDS] == RECORDS
+    with pytest.raises(ValueError, match="there is text behind the JSON array, after record 39"):
+        next(found)
+
+
+@pytest.mark.parametrize("form", ["array", "lines"])
+def test_bytes_that_are_no_text_cost_one_record(form):
+    content = json.dumps(RECORDS) if form == "array" else "\n".join(map(json.dumps, RECORDS))
+    broken = content.encode().replace(b"u00e97", b"u00e9\xe9")
+    text = io.TextIOWrapper(io.BytesIO(broken), encoding="utf-8", errors="replace")
+    found = list(iter_records(text))
+    assert found[7].startswith("unreadable record: holds bytes that are not UTF-8")
+    assert found[:7] + found[8:] == RECORDS[:7] + RECORDS[8:]
+
+
+@pytest.mark.parametrize("content", [json.dumps(RECORDS).encode("utf-16"), b'{"a": {"x": "\xe9"}, "b": {"x": 1}}'])
+def test_a_file_that_is_no_text(content):
+    text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", errors="replace")
+    with pytest.raises(ValueError, match="it holds bytes that are not UTF-8"):
+        list(iter_records(text))
+
+
+def test_an_object_of_records_is_decoded_in_linear_time(monkeypatch):
+    """Counted, not timed: characters that the decoder is given, for a file of many pieces."""
+    monkeypatch.setattr(json_stream, "CHUNK", 1000)
+    given = []
+
+    class Counting(json.JSONDecoder):
+        def raw_decode(self, text, at=0):
+            given.append(len(text) - at)
+            return super().raw_decode(text, at)
+
+    monkeypatch.setattr(json, "JSONDecoder", Counting)
+    text = json.dumps({f"m{i}": {"x": "a" * 90} for i in range(2000)})
+    assert len(list(iter_records(io.StringIO(text)))) == 2000
+    assert sum(given) < 3 * len(text)
+
+
 def test_memory_is_that_of_a_record_not_of_the_file():
     class Counting(io.StringIO):
         taken = 0

@@ -328,6 +328,19 @@ def test_numbers_of_every_wrong_kind_are_one_rule_each(tmp_path):
     }
 
 
+def test_bytes_that_are_no_text_cost_their_rows_only(tmp_path):
+    path = make("csv", tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"s3,1.5,text", b"s3,1.5,\xe9").replace(b"s5,2.5", b"s\xe95,2.5"))
+    done = prepare_source(OwnData(path=path, name="mine", split=(0.5, 0.2, 0.2)), tmp_path / "data")
+    assert [row.row for row in done.rejected] == [3, 5] and usable_rows(done) == N - 2
+    assert {row.reason for row in done.rejected} == {
+        "unreadable record: holds bytes that are not UTF-8, the encoding of text that is read"
+    }
+    path.write_bytes(b"gap \xb0," + path.read_bytes())
+    with pytest.raises(DataError, match=r"data\.csv: cannot be read: its heading holds bytes that are not UTF-8"):
+        prepare_source(OwnData(path=path, name="other"), tmp_path / "data")
+
+
 def test_a_csv_file_cut_within_a_structure(tmp_path):
     """Half a CIF file is one of fewer atoms."""
     path = make("csv", tmp_path)
