@@ -22,7 +22,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
             return local
         # float64: the mean of squares less the square of the mean loses digits, and bfloat16 cannot count to 257.
         wide = x.double()
-        sums = torch.cat([wide.sum(0), wide.square().sum(0), wide.new_tensor([len(x)])])
+        sums = torch.cat([wide.sum(0), wide.square().sum(0), wide.new_full((1,), len(x))])
         total, squares, count = differentiable_sum(sums).split([x.shape[1], x.shape[1], 1])
         mean = total / count
         variance = (squares / count - mean.square()).clamp_min(0)

@@ -43,6 +43,8 @@ def deepspeed_config(
         # Offloading works with torch's AdamW; DeepSpeed's own for the CPU takes a compiler.
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
+        # DeepSpeed's own count of samples a second would make the host wait for the GPU twice a step.
+        "timers": {"throughput": {"enabled": False}},
     }
     if config.scale.zero_stage == 3:
         # Every parameter is sharded, none kept whole: averaged weights and checkpoints then see one form only.
