@@ -57,7 +57,7 @@ def assign_splits(index: pa.Table, targets: Sequence[str], recipe: SplitRecipe, 
             problems[i] = f"missing target: {', '.join(absent)}"
     rows = np.flatnonzero(usable)
     if not len(rows):
-        raise DataError(f"none of the {n} rows can be used: {first_reasons(problems.values()) or dict(outside)}")
+        raise DataError(f"none of the {n} rows can be used: {_all_reasons(index, problems) or dict(outside)}")
     codes = np.full(n, UNUSED, dtype=np.int8)
     new_ids = _ids_from_names(index.take(pa.array(rows)), rows)
     names = with_ids(index, new_ids).column("material_id").take(pa.array(rows)).to_pylist()
@@ -66,7 +66,7 @@ def assign_splits(index: pa.Table, targets: Sequence[str], recipe: SplitRecipe, 
     for code, members in enumerate(_members(prescribed, recipe, len(rows))):
         codes[rows[members]] = code
         ends.append((names[members[0]], names[members[-1]]) if len(members) else ("", ""))
-    problems |= _duplicates(names, rows)
+    problems |= _duplicates(index, names, rows)
     return Assignment(
         codes=codes,
         problems=problems,
@@ -96,6 +96,11 @@ def first_reasons(reasons: Iterable[str]) -> str:
     return ", ".join(f"{count} x {rule}" for rule, count in list(counts.items())[:5])
 
 
+def place_of(index: pa.Table, row: int) -> str:
+    """Where a raw row stands, "file.csv row 17"."""
+    return f"{index.column('source_file')[row].as_py()} row {index.column('source_row')[row].as_py()}"
+
+
 def count_rules(reasons: Iterable[str]) -> dict[str, int]:
     """How often each rule (the words before the colon) was broken, commonest first."""
     counts = Counter(reason.split(":", 1)[0] for reason in reasons)
@@ -109,10 +114,9 @@ def _prescribed(index: pa.Table, rows: NDArray[np.int64]) -> list[str] | None:
     if len(without) == len(named):
         return None
     if without:
-        first = index.select(["source_file", "source_row", "material_id"]).slice(without[0], 1).to_pylist()[0]
         raise DataError(
             f"{len(without)} of {len(named)} usable rows have no split, though the others do; the first is "
-            f"{first['source_file']} row {first['source_row']} {first['material_id']}: "
+            f"{place_of(index, without[0])} {index.column('material_id')[without[0]].as_py()}: "
             f"name the split of all rows ({', '.join(SPLITS)}) or of none"
         )
     splits = [split for split in named if split is not None]
@@ -150,12 +154,21 @@ def _ids_from_names(usable: pa.Table, rows: NDArray[np.int64]) -> dict[int, str]
     return ids
 
 
-def _duplicates(names: Sequence[str], rows: NDArray[np.int64]) -> dict[int, str]:
+def _all_reasons(index: pa.Table, problems: Mapping[int, str]) -> str:
+    """The rules that rows broke, and the first of the rows; "" without any."""
+    if not problems:
+        return ""
+    first = min(problems)
+    name = index.column("material_id")[first].as_py()
+    return f"{first_reasons(problems.values())}; the first: {place_of(index, first)} {name}: {problems[first]}"
+
+
+def _duplicates(index: pa.Table, names: Sequence[str], rows: NDArray[np.int64]) -> dict[int, str]:
     """Every usable row whose material_id an earlier usable one has."""
     first: dict[str, int] = {}
     found: dict[int, str] = {}
     for row, name in zip(rows.tolist(), names, strict=True):
         earlier = first.setdefault(name, row)
         if earlier != row:
-            found[row] = f"duplicate id: {name!r} is row {earlier} already"
+            found[row] = f"duplicate id: {name!r} is {place_of(index, earlier)} already"
     return found

@@ -214,7 +214,10 @@ class _Job:
         sizes = [writer.splits[name].rows for name in SPLITS]
         if min(sizes) < 1:
             reasons = first_reasons([row.reason for row in rejected])
-            raise DataError(f"data set {self.info.name}: a split is left without rows {sizes}; rejected: {reasons}")
+            raise DataError(
+                f"data set {self.info.name}: a split is left without rows {sizes}; "
+                f"rejected: {reasons}; the first: {_told(rejected[0])}"
+            )
         expected = self.info.expected
         if expected is None:
             return
@@ -330,11 +333,13 @@ def _check_targets(source: Source) -> None:
 
 def _check_strict(rejected: Sequence[RejectedRow], name: str, *, strict: bool) -> None:
     if strict and rejected:
-        first = rejected[0]
         raise DataError(
-            f"data set {name}: {len(rejected)} rows rejected, and --strict is given; the first: "
-            f"{first.file} row {first.row} {first.material_id}: {first.reason}"
+            f"data set {name}: {len(rejected)} rows rejected, and --strict is given; the first: {_told(rejected[0])}"
         )
+
+
+def _told(row: RejectedRow) -> str:
+    return f"{row.file} row {row.row} {row.material_id}: {row.reason}"
 
 
 def _silent(_what: str, _done: int, _total: int) -> None:

@@ -39,12 +39,29 @@ def test_only_usable_rows_are_counted_by_the_recipe():
     assert nothing.problems == {11: "missing target: a"}
 
 
+def test_where_no_row_can_be_used_the_first_is_named():
+    broken = {"problem": pa.array(["missing file: 'x'", *["missing file: 'y'"] * 3]), "source_row": [4, 5, 6, 7]}
+    with pytest.raises(DataError) as caught:
+        assign_splits(index(4, **broken), ["a"], RECIPE, every_target=True)
+    assert str(caught.value) == (
+        "none of the 4 rows can be used: 4 x missing file; the first: f.csv row 4 m0: missing file: 'x'"
+    )
+
+
+def test_a_duplicate_tells_file_and_row_of_the_first():
+    places = {"source_file": ["a.csv"] * 4 + ["b.csv"] * 4, "source_row": [*range(4), *range(4)]}
+    plan = assign_splits(index(8, material_id=list("abcdebfg"), **places), ["a"], RECIPE, every_target=True)
+    assert plan.problems == {5: "duplicate id: 'b' is a.csv row 1 already"}
+    twice = assign_splits(index(8, material_id=list("abcdeffg"), **places), ["a"], RECIPE, every_target=True)
+    assert twice.problems == {6: "duplicate id: 'f' is b.csv row 1 already"}
+
+
 def test_later_duplicates_are_problems():
     plan = assign_splits(index(8, material_id=list("abcabcde")), ["a"], RECIPE, every_target=True)
     assert plan.problems == {
-        3: "duplicate id: 'a' is row 0 already",
-        4: "duplicate id: 'b' is row 1 already",
-        5: "duplicate id: 'c' is row 2 already",
+        3: "duplicate id: 'a' is f.csv row 0 already",
+        4: "duplicate id: 'b' is f.csv row 1 already",
+        5: "duplicate id: 'c' is f.csv row 2 already",
     }
     assert plan.usable == 8
 
