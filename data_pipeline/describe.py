@@ -94,16 +94,22 @@ def describe(data_dir: Path, name: str) -> str:
 
 
 def rejected_lines(prepared: PreparedDataset) -> list[str]:
-    """The rows left out: how many by rule, and the first of them."""
+    """The rows left out: how many by rule, and the first of them; and how many the recipe left over."""
+    n = prepared.in_no_split
+    over = (
+        [f"{n} usable {'row is' if n == 1 else 'rows are'} in no split, left over by its sizes or ratios"]
+        if n
+        else []
+    )
     if not prepared.rejected:
-        return ["no row was rejected"]
+        return ["no row was rejected", *over]
     counts = count_rules(row.reason for row in prepared.rejected)
     lines = [f"{len(prepared.rejected)} rows rejected: " + ", ".join(f"{n} {rule}" for rule, n in counts.items())]
     for row in prepared.rejected[:_SHOWN_ROWS]:
         lines.append(f"  {row.file} row {row.row} {row.material_id}: {row.reason}")
     if len(prepared.rejected) > _SHOWN_ROWS:
         lines.append(f"  ... all of them in {prepared.path / 'dataset.json'}")
-    return lines
+    return [*lines, *over]
 
 
 def histogram(values: Floats) -> list[str]:

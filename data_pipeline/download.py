@@ -19,6 +19,7 @@ from data_pipeline.lock import locked
 ATTEMPTS = 5
 TIMEOUT_SECONDS = 30.0
 _PIECE = 1 << 18
+_BEGINNINGS = {".zip": b"PK", ".gz": b"\x1f\x8b"}
 _RETRY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 Progress = Callable[[str, int, int], None]
@@ -72,6 +73,7 @@ def _download(file: RemoteFile, path: Path, progress: Progress, pause: float) ->
             if attempt + 1 == ATTEMPTS:
                 raise DataError(_unreachable(file, path, str(error))) from error
             time.sleep(pause * 2**attempt)
+    _check_kind(file, part, path)
     found = _check(part, file.sha256)
     _digest_file(path).write_text(found + "\n")
     part.replace(path)
@@ -85,6 +87,8 @@ def _fetch(file: RemoteFile, part: Path, progress: Progress) -> None:
         request.add_header("Range", f"bytes={start}-")
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
+            if answer.status not in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
+                raise _TryAgainError(f"HTTP status {answer.status}")
             start = start if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0
             if start and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 part.unlink()
@@ -112,6 +116,19 @@ def _copy(answer: http.client.HTTPResponse, part: Path, start: int, progress: Ca
             progress(done, total)
     if total and done != total:
         raise _TryAgainError(f"the connection closed after {done} of {total} bytes")
+
+
+def _check_kind(file: RemoteFile, part: Path, path: Path) -> None:
+    """Refuse, and delete, what does not begin as a file of its ending does: a proxy's page, say, or nothing at all.
+
+    Pickles begin in many ways, but not as HTML and JSON do.
+    """
+    with part.open("rb") as stream:
+        start = stream.read(40)
+    wanted = _BEGINNINGS.get(path.suffix, b"")
+    if not start.startswith(wanted) or start.lstrip()[:1] in (b"", b"<", b"{"):
+        part.unlink()
+        raise DataError(_unreachable(file, path, f"the answer is no such file, it begins with {start!r}"))
 
 
 def _check(path: Path, wanted: str) -> str:

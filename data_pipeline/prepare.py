@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data_pipeline.assign import Assignment, assign_splits, count_rules, first_reasons, with_ids
 from data_pipeline.datasets import check_name, find_dataset
@@ -34,7 +35,7 @@ from data_pipeline.schema import FIXED_COLUMNS, SCHEMA_VERSION
 from data_pipeline.sources.base import Source
 from data_pipeline.sources.opening import open_registered
 from data_pipeline.splits import SPLITS
-from data_pipeline.store import PART_FIELD, RawStore
+from data_pipeline.store import PART_FIELD, RawStore, is_staged
 from data_pipeline.work import WORK_VERSION
 from data_pipeline.write import DatasetWriter
 
@@ -80,7 +81,10 @@ def prepare_from(
 ) -> PreparedDataset:
     """prepare_dataset from an opened source; ``info`` names the set and its recipe."""
     check_name(info.name)
-    print_ = fingerprint(source, info)
+    try:
+        print_ = fingerprint(source, info)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
     ready = _ready(data_dir, info.name, print_, strict=strict)
     if ready is not None:
         return ready
@@ -98,19 +102,35 @@ def prepare_from(
             job.check_target_folder()
             job.run(progress or _silent, executor, strict=strict)
         except OSError as error:
-            raise DataError(f"data set {info.name}: {error}; started again, it goes on from there") from error
+            goes_on = "; started again, it goes on from there" if is_staged(job.staging) else ""
+            raise DataError(f"data set {info.name}: {error}{goes_on}") from error
     return replace(load_prepared(data_dir, info.name), reused=False)
 
 
 def _ready(data_dir: Path, name: str, wanted: str, *, strict: bool) -> PreparedDataset | None:
-    """The prepared data set if it is the wanted one."""
+    """The prepared data set if it is the wanted one, and whole: a damaged one is made again."""
     if not is_prepared(data_dir, name):
         return None
-    ready = load_prepared(data_dir, name)
-    if ready.fingerprint != wanted:
+    try:
+        ready = load_prepared(data_dir, name)
+    except DataError:
+        return None
+    if ready.fingerprint != wanted or not _is_whole(ready):
         return None
     _check_strict(ready.rejected, name, strict=strict)
     return ready
+
+
+def _is_whole(ready: PreparedDataset) -> bool:
+    """Whether the files of every split hold as many rows as dataset.json says."""
+    try:
+        return all(
+            sum(pq.read_metadata(file).num_rows for file in ready.split_path(split).glob("*.parquet"))
+            == getattr(ready.sizes, split)
+            for split in SPLITS
+        )
+    except (OSError, pa.ArrowInvalid):
+        return False
 
 
 def fingerprint(source: Source, info: DatasetInfo) -> str:

@@ -35,7 +35,8 @@ class RejectedRow:
 class PreparedDataset:
     """What dataset.json says. reused: it was there already and nothing was done. own_splits: the source named them.
 
-    statistics has an entry a target; rejected lists every row left out and why.
+    statistics has an entry a target; rejected lists every row left out and why; in_no_split counts the usable ones
+    that the recipe left over.
     """
 
     name: str
@@ -50,6 +51,7 @@ class PreparedDataset:
     licence: str
     fingerprint: str
     own_splits: bool = False
+    in_no_split: int = 0
     reused: bool = True
 
     def split_path(self, split: str) -> Path:
@@ -79,7 +81,9 @@ def load_prepared(data_dir: Path, name: str) -> PreparedDataset:
         return _from_json(raw, path, name)
     except FileNotFoundError:
         raise DataError(f"{file}: not found: data set {name!r} is not prepared under {data_dir}") from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not a data set description ({error!r}); prepare the data set again") from error
 
 
@@ -104,4 +108,5 @@ def _from_json(raw: dict[str, Any], path: Path, name: str) -> PreparedDataset:
         licence=raw["licence"],
         fingerprint=raw["fingerprint"],
         own_splits=bool(recipe) and "ratios" not in recipe,
+        in_no_split=int(raw.get("rows", {}).get("in_no_split", 0)),
     )

@@ -62,7 +62,7 @@ def raw_tables(
     records: Iterable[Record], targets: Sequence[TargetInfo], rows: int = ROWS_PER_TABLE
 ) -> Iterator[pa.Table]:
     """Pack records into raw tables of ``rows`` rows."""
-    stream = iter(records)
+    stream = map(_as_text, records)
     while chunk := list(islice(stream, rows)):
         yield _raw_table(chunk, targets)
 
@@ -70,14 +70,16 @@ def raw_tables(
 def from_structures(table: pa.Table, file: str, targets: Sequence[TargetInfo], first_row: int = 0) -> pa.Table:
     """A raw table from a structure table's rows, in order; the first has number ``first_row`` in its file."""
     n = len(table)
-    infinite: list[str | None] = [None] * n
+    problems: list[str | None] = [None] * n
     for target in targets:
         for row in np.flatnonzero(np.isinf(table.column(target.name).to_numpy())).tolist():
-            infinite[row] = f"bad target: {target.name} is infinite"
+            problems[row] = f"bad target: {target.name} is infinite"
+    for row in np.flatnonzero(table.column("material_id").is_null().to_numpy()).tolist():
+        problems[row] = "unreadable record: no material_id"
     columns = {
         "source_file": pa.array([file] * n, pa.string()),
         "source_row": pa.array(range(first_row, first_row + n), pa.int64()),
-        "problem": pa.array(infinite, pa.string()),
+        "problem": pa.array(problems, pa.string()),
         "split": pa.nulls(n, pa.string()),
         "id_is_name": pa.repeat(pa.scalar(False), n),  # noqa: FBT003 - a value
         "kind": pa.nulls(n, pa.string()),
@@ -86,6 +88,20 @@ def from_structures(table: pa.Table, file: str, targets: Sequence[TargetInfo], f
     schema = raw_schema(targets)
     cast = [columns[f.name] if f.name in columns else table.column(f.name).cast(f.type) for f in schema]
     return pa.table(cast, schema=schema)
+
+
+def _as_text(record: Record) -> Record:
+    """The record, or one with a problem where its texts hold halves of characters, which no file can be written of.
+
+    JSON may escape such, as "\\ud83d"; names of files have them for bytes that are not UTF-8.
+    """
+    try:
+        f"{record.file}{record.material_id}{record.text or ''}{record.problem or ''}".encode()
+    except UnicodeEncodeError:
+        file, name = (text.encode(errors="backslashreplace").decode() for text in (record.file, record.material_id))
+        problem = "unreadable record: holds half a character (a lone surrogate)"
+        return Record(file=file, row=record.row, material_id=name, problem=problem)
+    return record
 
 
 def _raw_table(records: Sequence[Record], targets: Sequence[TargetInfo]) -> pa.Table:

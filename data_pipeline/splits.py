@@ -10,6 +10,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,8 @@ def split_sizes(n: int, recipe: SplitRecipe) -> SplitSizes:
         sizes = recipe.sizes
     else:
         check_ratios(recipe.ratios)
-        train, val, test = (int(ratio * n) for ratio in recipe.ratios)
+        # As the decimals they were written: 0.7 * 90 is less than 63 in binary.
+        train, val, test = (int(Fraction(str(ratio)) * n) for ratio in recipe.ratios)
         sizes = SplitSizes(train=train, val=val, test=test)
     if min(sizes.train, sizes.val, sizes.test) < 1:
         raise DataError(

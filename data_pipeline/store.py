@@ -16,6 +16,7 @@ from data_pipeline.download import Progress
 from data_pipeline.sources.base import Source
 
 PART_FIELD = pa.field("part", pa.int32())
+_MARKER = "raw.json"
 _INDEX_COLUMNS = ("source_file", "source_row", "material_id", "problem", "split", "id_is_name")
 
 
@@ -55,7 +56,7 @@ class RawStore:
                     progress("records read", self.num_rows, self.num_rows)
         if self.staged:
             self._spill()
-            _write_json(self.staging / "raw.json", {"rows": self.rows})
+            _write_json(self.staging / _MARKER, {"rows": self.rows})
 
     def tables(self) -> Iterator[pa.Table]:
         """The tables in order."""
@@ -81,12 +82,16 @@ class RawStore:
 
     def _resume(self) -> bool:
         """Take over the tables of an earlier run that had read its source to the end."""
-        marker = self.staging / "raw.json"
-        if not marker.is_file():
+        if not is_staged(self.staging):
             return False
-        self.rows = json.loads(marker.read_text())["rows"]
+        self.rows = json.loads((self.staging / _MARKER).read_text())["rows"]
         self.parts = [self.staging / f"raw-{i:05d}.parquet" for i in range(len(self.rows))]
         return True
+
+
+def is_staged(staging: Path) -> bool:
+    """Whether a run that read its source to the end has left the tables in this folder."""
+    return (staging / _MARKER).is_file()
 
 
 def write_atomically(table: pa.Table, path: Path) -> None:

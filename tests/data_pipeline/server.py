@@ -16,6 +16,7 @@ class Site:
     files: dict[str, bytes]
     break_after: list[int] = field(default_factory=list)
     status: list[int] = field(default_factory=list)
+    success: int = 200
     seen: list[tuple[str, str | None]] = field(default_factory=list)
     ranges: bool = True
     redirects: dict[str, str] = field(default_factory=dict)
@@ -47,7 +48,7 @@ def serve(site):
             if start and start >= len(content):
                 self.send_error(416)
                 return
-            self.send_response(206 if start else 200)
+            self.send_response(206 if start else site.success)
             self.send_header("Content-Length", str(len(content) - start))
             if start:
                 self.send_header("Content-Range", f"bytes {start + site.shift}-{len(content) - 1}/{len(content)}")

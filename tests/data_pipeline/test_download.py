@@ -13,7 +13,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.info import RemoteFile
 from tests.data_pipeline.server import Site, serve
 
-CONTENT = bytes(range(256)) * 4000
+CONTENT = b"PK" + bytes(range(256)) * 4000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -84,6 +84,23 @@ def test_damage_is_found(tmp_path):
         path.write_bytes(CONTENT[:-1])
         with pytest.raises(DataError, match="delete it to download it again"):
             get(site, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["set.zip", "set.pkl", "set.json.gz"])
+@pytest.mark.parametrize(
+    ("content", "success", "message"),
+    [
+        (b"", 202, "HTTP status 202"),
+        (CONTENT, 202, "HTTP status 202"),
+        (b"", 200, "it begins with b''"),
+        (b" <html>Login to the proxy</html>", 200, "it begins with b' <html>Login"),
+    ],
+)
+def test_what_is_not_the_file_is_not_kept(content, success, message, name, tmp_path):
+    with serve(Site({"/files/1": content}, success=success)) as site:
+        with pytest.raises(DataError, match=rf"cannot reach 127.0.0.1:\d+ for {name} \(.*{message}") as caught:
+            download(RemoteFile(url=site.url + "/files/1", name=name), tmp_path, silent, pause=0.0)
+    assert "\n" not in str(caught.value) and [p.name for p in tmp_path.iterdir()] == [f".{name}.lock"]
 
 
 def test_refused_and_unreachable_are_one_clear_line(tmp_path):

@@ -153,6 +153,31 @@ def test_structure_table_round_trip_and_wrong_version(tmp_path):
         prepare_source(OwnData(path=tmp_path / "old.parquet", name="old"), tmp_path / "data")
 
 
+def test_a_structure_table_with_a_missing_id(tmp_path):
+    schema = structure_schema([HARDNESS])
+    columns = [
+        pa.array([None, *LINES[1:]]),
+        *structure_columns([mixed_rock_salt()] * N),
+        pa.array(np.arange(float(N))),
+    ]
+    nullable = pa.schema([schema.field(0).with_nullable(nullable=True), *list(schema)[1:]], schema.metadata)
+    pq.write_table(pa.Table.from_arrays(columns, schema=nullable), tmp_path / "t.parquet")
+    done = prepare_source(OwnData(path=tmp_path / "t.parquet", name="mine", split=(0.5, 0.2, 0.2)), tmp_path / "data")
+    assert [(row.row, row.reason) for row in done.rejected] == [(0, "unreadable record: no material_id")]
+
+
+def test_half_a_character_costs_its_row_only(tmp_path):
+    made = [record(i, "dict") for i in range(N)]
+    made[4]["material_id"] = made[6]["cif"] = "\ud83d"
+    (tmp_path / "a.json").write_text(json.dumps(made))
+    done = prepare_source(OwnData(path=tmp_path / "a.json", name="mine", split=(0.5, 0.2, 0.2)), tmp_path / "data")
+    reason = "unreadable record: holds half a character (a lone surrogate)"
+    assert [(row.row, row.material_id, row.reason) for row in done.rejected] == [
+        (4, "\\ud83d", reason),
+        (6, "s6", reason),
+    ]
+
+
 def test_bad_rows_of_every_kind_are_listed(tmp_path):
     path = tmp_path / "cifs"
     write_folder(path, ".cif")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -140,6 +141,55 @@ def test_rows_without_targets(tmp_path):
     assert [row.row for row in published.rejected] == [5]
     raw = json.loads((published.path / "dataset.json").read_text())
     assert raw["rows"]["outside_the_set"] == {"missing target: hardness": 1}
+
+
+def damage(folder, what):
+    if what == "description":
+        (folder / "dataset.json").write_text("")
+    elif what == "no text":
+        (folder / "dataset.json").write_bytes(b"\xff\xfe{}")
+    elif what == "split":
+        shutil.rmtree(folder / "test")
+    elif what == "file":
+        (folder / "val" / "part-00000.parquet").write_bytes(b"PAR1")
+    else:
+        rows = pq.read_table(folder / "train" / "part-00000.parquet")
+        pq.write_table(rows.slice(1), folder / "train" / "part-00000.parquet")
+
+
+@pytest.mark.parametrize("what", ["description", "no text", "split", "file", "rows"])
+def test_what_was_damaged_is_made_again(what, tmp_path):
+    source = ListSource(records(20))
+    first = prepare_from(source, INFO, tmp_path)
+    whole = files(first.path)
+    damage(first.path, what)
+    again = prepare_from(source, INFO, tmp_path)
+    assert not again.reused and files(again.path) == whole
+    assert prepare_from(source, INFO, tmp_path).reused
+
+
+def test_only_what_was_staged_is_gone_on_with(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("data_pipeline.prepare.DatasetWriter.add", full)
+    with pytest.raises(DataError) as caught:
+        prepare_from(ListSource(records(20)), INFO, tmp_path, executor="process")
+    assert str(caught.value) == "data set mine: [Errno 28] No space left on device"
+    monkeypatch.setattr("data_pipeline.prepare.with_ray", lambda store, progress: full())
+    with pytest.raises(DataError, match="No space left on device; started again, it goes on from there"):
+        prepare_from(ListSource(records(20)), INFO, tmp_path, executor="ray")
+
+
+def test_a_source_that_cannot_be_read_any_more(tmp_path, monkeypatch):
+    source = ListSource(records(20))
+
+    def unreadable():
+        raise PermissionError(13, "Permission denied", "b.csv")
+
+    monkeypatch.setattr(source, "fingerprint", unreadable)
+    with pytest.raises(DataError, match="b.csv: cannot be read: Permission denied"):
+        prepare_from(source, INFO, tmp_path)
 
 
 def test_strict_makes_bad_rows_fatal_also_when_prepared_before(tmp_path):

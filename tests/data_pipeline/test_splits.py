@@ -32,6 +32,25 @@ def test_elastic_sizes_leave_one_row_over():
     assert set(np.flatnonzero(codes == 2)) == set(split.test)
 
 
+@pytest.mark.parametrize(
+    ("n", "ratios", "sizes"),
+    [
+        (90, (0.7, 0.2, 0.1), (63, 18, 9)),
+        (1000, (0.29, 0.57, 0.14), (290, 570, 140)),
+        (90, (0.8, 0.1, 0.1), (72, 9, 9)),
+    ],
+)
+def test_ratios_are_the_decimals_that_were_written(n, ratios, sizes):
+    found = split_sizes(n, SplitRecipe(ratios=ratios))
+    assert (found.train, found.val, found.test) == sizes
+
+
+def test_the_sizes_of_published_splits_are_those_of_int():
+    for n in range(10, 5000):
+        found = split_sizes(n, SplitRecipe())
+        assert (found.train, found.val, found.test) == (int(0.8 * n), int(0.1 * n), int(0.1 * n))
+
+
 def test_another_seed_is_another_split():
     assert make_split(100, SplitRecipe(seed=1)).train != make_split(100, SplitRecipe(seed=2)).train
 
