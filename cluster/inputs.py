@@ -20,10 +20,10 @@ from data_pipeline.crystal import Crystal, read_crystals
 from data_pipeline.errors import DataError
 from data_pipeline.other_files import read_other
 from data_pipeline.parse import parse_structure
+from data_pipeline.prepared import is_prepared
 from data_pipeline.reduce import ReductionError, primitive_cell
 from data_pipeline.refusal import TOO_DEEP
 from data_pipeline.schema import FIXED_COLUMNS, check_schema
-from data_pipeline.table import checked_files
 from data_pipeline.validate import structure_problem
 
 KNOWN_FILES = (
@@ -36,9 +36,12 @@ may be called anything."""
 STREAM_FROM = 20_000
 """Structures from which they are predicted through Ray (screening.py): its start takes some 20 s."""
 
+RECORDS = (".json", ".jsonl", ".csv")
+"""Endings of files of records; those of a folder are taken without .csv, which as often lists its files."""
+
 COUNTED_BYTES = 4_000_000
-"""A JSON file of so many bytes or more is a piece of its own, whose records are counted: 20,000 small ones fit in it
-where it is compressed. Counting takes some 0.05 ms a record."""
+"""A file of records of so many bytes or more is a piece of its own, whose records are counted: 20,000 small ones fit
+in it where it is compressed. Counting takes some 0.05 ms a record."""
 
 FILES_A_PIECE = 128
 ROWS_A_PIECE = 1024
@@ -66,7 +69,7 @@ class Found:
 class Piece:
     """Some structures of the inputs: files, or ``rows`` rows of a table, or what is wrong with an input.
 
-    records: how many a large JSON file holds.
+    records: how many a large file of records holds.
     group, first: where the rows begin in the file, its row group and the row of that. row: number of the first row
     in the file, for messages.
     """
@@ -81,7 +84,7 @@ class Piece:
 
     @property
     def count(self) -> int:
-        """Structures in it; a file is counted as one, though a small JSON file may hold more."""
+        """Structures in it; a file is counted as one, though a small one of records may hold more."""
         return self.rows or self.records or len(self.paths)
 
 
@@ -91,12 +94,18 @@ def plan_pieces(inputs: Sequence[str]) -> list[Piece]:
     files: list[Path] = []
     for name in inputs:
         path = Path(name)
-        if path.is_dir() and not any(path.glob("*.parquet")):
-            files += _known_files(path) or [path]
-        elif path.is_dir() or path.suffix.lower() == ".parquet":
-            pieces += [*_of_files(files), *_of_table(path)]
+        if is_prepared(path.parent, path.name) and (path / "test").is_dir():
+            problem = f"is a prepared data set; name a split in it, as {path / 'test'}"
+            pieces += [*_of_files(files), Piece(paths=(name,), problem=problem)]
             files = []
-        else:
+            continue
+        tables = [path] if path.suffix.lower() == ".parquet" and not path.is_dir() else _tables_in(path)
+        if tables:
+            pieces += [*_of_files(files), *chain.from_iterable(map(_of_table, tables))]
+            files = []
+        if path.is_dir():
+            files += _known_files(path) or ([] if tables else [path])
+        elif not tables:
             files.append(path)
     return [*pieces, *_of_files(files)]
 
@@ -127,13 +136,12 @@ def _of_files(files: Sequence[Path]) -> Iterator[Piece]:
 
 
 def _is_large(path: Path) -> bool:
-    """Whether it is a JSON file that may hold very many records."""
-    is_json = inner_name(path).endswith((".json", ".jsonl"))
-    return is_json and path.is_file() and path.stat().st_size >= COUNTED_BYTES
+    """Whether it is a file of records that may hold very many."""
+    return inner_name(path).endswith(RECORDS) and path.is_file() and path.stat().st_size >= COUNTED_BYTES
 
 
 def _records_in(path: Path) -> int:
-    """Records of a JSON file, as far as it can be read: the structures after that are a problem told later."""
+    """Records of a file, as far as it can be read: the structures after that are a problem told later."""
     from data_pipeline.sources.records import iter_fields
 
     count = 0
@@ -141,6 +149,13 @@ def _records_in(path: Path) -> int:
         for _ in iter_fields(path):
             count += 1
     return max(count, 1)
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    """The structure tables of a folder; none where it is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() == ".parquet")
 
 
 def _known_files(folder: Path) -> list[Path]:
@@ -173,7 +188,7 @@ def _of_file(path: Path) -> Iterator[Found]:
 def _in_file(path: Path) -> Iterator[Found]:
     """The structures of a file, by its name. Raises OSError or ValueError where it cannot be read to its end."""
     name = inner_name(path)
-    if name.endswith((".json", ".jsonl")):
+    if name.endswith(RECORDS):
         yield from _of_records(path)
     elif ".cif" in name or ".mcif" in name:
         yield from _of_cif(path)
@@ -204,7 +219,7 @@ def _parsed(name: str, kind: str, text: str) -> Found:
 
 
 def _of_records(path: Path) -> Iterator[Found]:
-    """The structures of a JSON file: one, or records. A single one without an id is called as the file is."""
+    """The structures of a JSON or CSV file: one, or records. A single one without an id is called as the file is."""
     from data_pipeline.sources.records import iter_fields
 
     records = iter_fields(path)
@@ -223,15 +238,15 @@ def _of_record(fields: Mapping[str, Any] | str, default: str, where: str) -> Fou
 
     default: the id of a record that has none.
     """
-    from data_pipeline.fields import ID_FIELDS, Place, to_record
+    from data_pipeline.fields import Place, find_id, to_record
 
     if isinstance(fields, str):
         return Found(id=default, where=where, problem=fields)
     bare = "lattice_mat" in fields or ("lattice" in fields and "sites" in fields)
-    ids = {name: fields[name] for name in ID_FIELDS if fields.get(name) not in (None, "")}
-    record = to_record({**ids, "structure": fields} if bare else fields, (), Place(file=default, row=0))
-    name = record.material_id if ids else default
-    where = f"{where} {name}" if ids and where != name else where
+    own = find_id(fields)
+    record = to_record({"structure": fields} if bare else fields, (), Place(file=default, row=0))
+    name = default if own is None else own[0]
+    where = f"{where} {name}" if own is not None and where != name else where
     if record.problem is not None:
         return Found(id=name, where=where, problem=record.problem)
     try:
@@ -242,25 +257,24 @@ def _of_record(fields: Mapping[str, Any] | str, default: str, where: str) -> Fou
 
 
 def _of_table(path: Path) -> Iterator[Piece]:
-    """The pieces of a structure table, a file or a folder of files."""
+    """The pieces of a structure table in a file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        for file in checked_files(path) if path.is_dir() else [path]:
-            try:
-                with pq.ParquetFile(file) as reader:
-                    check_schema(reader.schema_arrow, str(file))
-                    sizes = [reader.metadata.row_group(g).num_rows for g in range(reader.num_row_groups)]
-            except pa.ArrowInvalid as error:
-                raise DataError(f"not a Parquet file: {error}") from error
-            row = 0
-            for group, size in enumerate(sizes):
-                step = max(ROWS_A_PIECE, -(-size // PIECES_A_GROUP))
-                for first in range(0, size, step):
-                    count = min(step, size - first)
-                    yield Piece(paths=(str(file),), rows=count, group=group, first=first, row=row + first)
-                row += size
+        try:
+            with pq.ParquetFile(path) as reader:
+                check_schema(reader.schema_arrow, str(path))
+                sizes = [reader.metadata.row_group(g).num_rows for g in range(reader.num_row_groups)]
+        except pa.ArrowInvalid as error:
+            raise DataError(f"not a Parquet file: {error}") from error
+        row = 0
+        for group, size in enumerate(sizes):
+            step = max(ROWS_A_PIECE, -(-size // PIECES_A_GROUP))
+            for first in range(0, size, step):
+                count = min(step, size - first)
+                yield Piece(paths=(str(path),), rows=count, group=group, first=first, row=row + first)
+            row += size
     except (DataError, OSError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()).removeprefix(f"{path}: ")
         yield Piece(paths=(str(path),), problem=reason)

@@ -1,20 +1,24 @@
 """The tables of a run: each split's structures and shells, one copy a node, mapped by its workers.
 
 A split up to ``memory_limit_mb`` lies in Ray's object store. A larger one stays on disk, as two Arrow files beside
-the prepared data which every worker maps: a batch reads its own rows, the node's page cache holds what fits, and a
-worker lets go of its pages before they exceed the limit. Both ways give the same batches in the same order, since the
-order is a permutation of row numbers (dealing.py) and any row is found by its offset. Shards of a Ray Data stream
-would not: they drop rows to even out, reshuffle after a restart, tie batches to the worker count and, fully shuffled,
-read about three times fewer rows a second than the map (measured with Ray 2.60). Ray Data prepares the files instead:
-structures (data_pipeline.execute) and, where they are many, shells (shells.py).
+the prepared data, or in the user's cache folder where that is read-only, which every worker maps: a batch reads its
+own rows, the node's page cache holds what fits, and a worker lets go of its pages before they exceed the limit. Both
+ways give the same batches in the same order, since the order is a permutation of row numbers (dealing.py) and any row
+is found by its offset. Shards of a Ray Data stream would not: they drop rows to even out, reshuffle after a restart,
+tie batches to the worker count and, fully shuffled, read about three times fewer rows a second than the map (measured
+with Ray 2.60). Ray Data prepares the files instead: structures (data_pipeline.execute) and, where they are many,
+shells (shells.py).
 
 The price: all nodes must see the data folder where a split exceeds the limit, as they must see the run folder.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,8 @@ from data_pipeline.table import StructureTable, checked_files, read_pieces
 SPLITS = ("train", "val", "test")
 STRUCTURES_FORMAT = "1"
 BYTES_A_MB = 2**20
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,20 +109,39 @@ def open_split(
     """
     structures = cached_structures(dataset, split, targets)
     everything = StructureTable.from_arrow(structures, (), str(dataset.split_path(split)))
-    shells = cached_shells(dataset.path, split, everything, radius, dataset.fingerprint, progress, ray_from=ray_from)
-    files = (structures_file(dataset, split), shells_file(dataset.path, split, radius))
+    folder = _folder(dataset, shells_file(dataset.path, split, radius).name)
+    shells = cached_shells(folder, split, everything, radius, dataset.fingerprint, progress, ray_from=ray_from)
+    files = (structures_file(dataset, split), shells_file(folder, split, radius))
     return SplitTables(structures=structures, shells=shells, files=files)
 
 
 def structures_file(dataset: PreparedDataset, split: str) -> Path:
     """Where ``cached_structures`` keeps a split."""
-    return dataset.path / "shells" / f"{split}-structures.arrow"
+    name = f"{split}-structures.arrow"
+    return _folder(dataset, name) / "shells" / name
+
+
+def _folder(dataset: PreparedDataset, name: str) -> Path:
+    """The folder below which the Arrow file ``name`` lies: the data set's, or another where that is read-only."""
+    own = dataset.path / "shells"
+    if (own / name).is_file() or os.access(own if own.exists() else dataset.path, os.W_OK):
+        return dataset.path
+    return _cache_folder(dataset.path, dataset.fingerprint)
+
+
+@lru_cache
+def _cache_folder(path: Path, fingerprint: str) -> Path:
+    """Where the user's programs keep what they can make again; said once a data set, since it takes room there."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(caches) / "crystalformer" / fingerprint[:16]
+    _log.info("%s is read-only: structures and neighbour lists are mapped from %s", path, folder)
+    return folder
 
 
 def cached_structures(dataset: PreparedDataset, split: str, targets: Sequence[str]) -> pa.Table:
     """The Parquet files of a split as one Arrow file beside its shells, memory-mapped. DataError, UserError."""
-    folder, path = dataset.split_path(split), structures_file(dataset, split)
-    files = checked_files(folder, targets)
+    folder = dataset.split_path(split)
+    files, path = checked_files(folder, targets), structures_file(dataset, split)
     identity = {"format": STRUCTURES_FORMAT, "data": dataset.fingerprint}
     ready = MappedTable.matching(path, identity)
     if ready is None:

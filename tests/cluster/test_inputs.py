@@ -14,6 +14,7 @@ from cluster.cli import main
 from cluster.inputs import find_structures, plan_pieces, read_piece
 from data_pipeline.crystal import structure_columns
 from data_pipeline.parse import from_pymatgen
+from data_pipeline.prepare import prepare_dataset
 from data_pipeline.schema import structure_schema
 from tests.cluster.trained import structures, write_model
 
@@ -143,3 +144,31 @@ def test_large_json_files_are_counted_record_by_record(tmp_path, monkeypatch):
     assert [len(some) for some in answers] == [1, 30, 7, 1, 30, 1]
     assert [one.problem for some in answers[:-1] for one in some] == [None] * 69
     assert answers[-1][0].problem is not None
+
+
+def test_a_folder_of_tables_and_files_is_read_whole(tmp_path):
+    primitive = structures()[0]
+    schema = structure_schema([])
+    columns = [pa.array(["m0", "m1"]), *structure_columns([from_pymatgen(primitive)] * 2)]
+    for name in ("a.parquet", "b.PARQUET"):
+        pq.write_table(pa.Table.from_arrays(columns, schema=schema), tmp_path / name)
+    (tmp_path / "a.cif").write_text(primitive.to(fmt="cif"))
+    (tmp_path / "POSCAR").write_text(primitive.to(fmt="poscar"))
+    answers = found(tmp_path)
+    assert [one.problem for one in answers] == [None] * 6
+    assert [one.id for one in answers] == ["m0", "m1", "m0", "m1", str(tmp_path / "POSCAR"), str(tmp_path / "a.cif")]
+
+
+def test_records_of_a_csv_file(tmp_path):
+    path = tmp_path / "x.CSV"
+    text = structures()[0].to(fmt="cif").replace('"', '""')
+    path.write_text(f'ID,CIF\nm0,"{text}"\nm1,nonsense\n')
+    one, other = found(path)
+    assert (one.id, one.problem) == ("m0", None) and sorted(one.crystal.atomic_numbers.tolist()) == [11, 17]
+    assert other.where == f"{path} record 1 m1" and other.problem.startswith("unreadable structure: ")
+
+
+def test_a_prepared_data_set_is_told_by_its_splits(tmp_path):
+    prepared = prepare_dataset("dielectric_2017", tmp_path)
+    (one,) = found(prepared.path)
+    assert one.problem == f"is a prepared data set; name a split in it, as {prepared.path / 'test'}"
