@@ -7,11 +7,9 @@ checkpoint knows nothing of workers or stages.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from torch.nn import functional
 from cluster.breakdown import Breakdown
 from cluster.config import OptimConfig, TrainConfig
 from cluster.deepspeed_config import deepspeed_config
+from cluster.lean import load_deepspeed, uncompiled
 from cluster.machine import Place
 from crystalformer.batch import CrystalBatch
 
@@ -34,20 +33,6 @@ class OptimizerState:
 
     moments: Tensors
     step: int
-
-
-def _deepspeed() -> ModuleType:
-    """DeepSpeed, without MLflow: its autotuner, which nothing here uses, takes 1.4 s of every worker to load it."""
-    without = "mlflow" not in sys.modules
-    if without:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # Python's own way to say: not to be imported
-    try:
-        import deepspeed
-    finally:
-        if without:
-            del sys.modules["mlflow"]
-    module: ModuleType = deepspeed
-    return module
 
 
 def learning_rate(optim: OptimConfig, step: int) -> float:
@@ -77,9 +62,10 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimize
         {"params": [p for n, p in named if not n.endswith("bias")], "weight_decay": optim.weight_decay},
         {"params": [p for n, p in named if n.endswith("bias")], "weight_decay": 0.0},
     ]
-    kind = torch.optim.AdamW if optim.optimizer == "adamw" else torch.optim.Adam
+    kind = uncompiled(torch.optim.AdamW if optim.optimizer == "adamw" else torch.optim.Adam)
     beta1, beta2 = optim.adam_betas
-    return kind(groups, lr=optim.lr, betas=(beta1, beta2), fused=True)
+    optimizer: torch.optim.Optimizer = kind(groups, lr=optim.lr, betas=(beta1, beta2), fused=True)
+    return optimizer
 
 
 class Engine:
@@ -97,7 +83,7 @@ class Engine:
 
         ``overlay``: DeepSpeed's settings of the user's file.
         """
-        deepspeed = _deepspeed()
+        deepspeed = load_deepspeed()
 
         # Only inference uses this operator, and building it takes a compiler and 40 s.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -174,7 +160,7 @@ class Engine:
 
     def weights(self) -> Tensors:
         """The whole state dict, on the CPU, on every worker."""
-        deepspeed = _deepspeed()
+        deepspeed = load_deepspeed()
 
         with deepspeed.zero.GatheredParameters(list(self._parameters.values()), enabled=self.stage == 3):
             return {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
