@@ -42,7 +42,8 @@ _GROUPS = ("OH", "NO3")
 _WATER = ("Wat", "wat", "O-H")
 """Symbols of groups that pymatgen says to hold implicit hydrogens, as check_cif tells in turn."""
 _TYPE = re.compile(r"(?P<letters>[A-Za-z]+)[\d.+\-()']*(?:\([IVX]+\)|_\w*|,spin=[-+.\d]+)?")
-"""A type symbol: an element, its charge, numbers and pymatgen's spin. With more letters it is a vacancy, a dummy or a molecule."""
+"""A type symbol: an element, its charge, numbers and pymatgen's spin. With more letters it is a vacancy, a dummy or a
+molecule."""
 _TYPES = frozenset({"ow", "hw", "cval", "siva"})
 """Type symbols with a further letter that are elements: atoms of water, and names of scattering factors."""
 _NO_LABELS = re.compile(r"(?i)(?:va|vac|vacancy|vc|du|dum|dummy|tt|t|bq|hoh|wat|water)(?![a-z])|h2o")

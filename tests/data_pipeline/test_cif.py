@@ -167,7 +167,7 @@ def test_what_may_be_another_crystal_is_refused(text, message):
 @pytest.mark.parametrize(
     ("number", "symbols", "labels"),
     [
-        (26, "Fe FE fe Fe3+ Fe3+,spin=5 Fe,spin=-5 Fe2.50+ Fe+3 Fe0+ Fe2.5+ Fe1 Fe(III) Fe_a", "Fe1 FE1 Fe_1 Fe(1) Fe1a Fe"),
+        (26, "Fe FE fe Fe3+ Fe3+,spin=5 Fe,spin=-5 Fe2.50+ Fe+3 Fe0+ Fe1 Fe(III) Fe_a", "Fe1 FE1 Fe_1 Fe(1) Fe1a Fe"),
         (8, "O O2- OW Ow1", "O1W OW1 Ow O Oh1 O'"),
         (1, "H D D1 H1+ T HW", "H1D D1 HW1 H"),
         (6, "C Cval C1", "C Cb1 CX2 C1A"),
