@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cluster.shells import ShellTable
 from cluster.tables import SplitTables
-from crystalformer.batch import CrystalBatch, Disorder
+from crystalformer.batch import CrystalBatch, Disorder, moved
 from data_pipeline.table import PackedStructures, StructureTable
 
 IntArray = npt.NDArray[np.int64]
@@ -86,7 +86,7 @@ class Feed:
         stored = rows if self._stored is None else self._stored[rows]
         batch.attach_shells(self._shells.pack(stored, packed.sizes))
         targets = torch.from_numpy(self._normalized[rows])
-        return batch.to(device), targets.to(device)
+        return batch.to(device), moved(targets, device)
 
     def _make_room(self, crystals: int) -> None:
         """Let go of pages of a split on disk before more than its limit could be held."""

@@ -19,6 +19,7 @@ import ray.train.torch
 import torch
 from torch import Tensor
 
+from cluster.ahead import ahead
 from cluster.batch_norm import has_batch_norm, make_global, recomputing
 from cluster.breakdown import Breakdown
 from cluster.checkpoint import (
@@ -251,10 +252,11 @@ class Worker:
         start = time.monotonic()
         loss = torch.zeros((), dtype=torch.float64, device=self._place.device)
         waited, step = 0.0, position.step
+        coming = self._coming(batches[position.batch :])
         for number in range(position.batch, len(batches)):
             asked = time.monotonic()
             with self._breakdown.part("data"):
-                parts = self._parts(batches[number])
+                parts = next(coming)
             waited += time.monotonic() - asked
             loss += self._engine.step(parts, config.data.batch_size, self._rate(step, len(batches)))
             step += 1
@@ -308,6 +310,11 @@ class Worker:
         averaged = averaged_epochs(self._config)
         held = (self._config.optim.epochs - averaged) * steps_an_epoch
         return learning_rate(self._config.optim, min(step, held) if averaged else step)
+
+    def _coming(self, batches: Sequence[IntArray]) -> Iterator[list[tuple[CrystalBatch, Tensor]]]:
+        """This worker's share of each batch. A GPU has the next one copied meanwhile; a CPU's cores have no time."""
+        shares = (self._parts(batch) for batch in batches)
+        return ahead(shares) if self._place.device.type == "cuda" else shares
 
     def _parts(self, batch: IntArray) -> list[tuple[CrystalBatch, Tensor]]:
         """This worker's share of a global batch, in as many parts as gradients are accumulated over."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cluster.ahead import ahead
 from cluster.answers import Cell
 from cluster.errors import UserError
 from cluster.seen import Seen, amounts
@@ -87,7 +87,7 @@ class Ensemble:
 
     def predict(self, found: Iterable[Found], batch_size: int | None = None) -> Iterator[Prediction]:
         """Predictions of structures that were read, in their order; batches as large as memory allows, or smaller."""
-        for group, crystals, formulas, batch in _ahead(self._batches(found, batch_size)):
+        for group, crystals, formulas, batch in ahead(self._batches(found, batch_size)):
             mean, spread = self.predict_batch(batch)
             for i, (one, crystal) in enumerate(zip(group, crystals, strict=True)):
                 yield Prediction(
@@ -112,6 +112,7 @@ class Ensemble:
 
     def predict_batch(self, batch: CrystalBatch) -> tuple[Floats, Floats | None]:
         """Mean over the models and its spread (None for a single one), (B, T) each, in the targets' units."""
+        batch = batch.to(self._models[0].device)  # once, with what all of them derive from it
         each = np.stack([model.predict_batch(batch).numpy() for model in self._models])
         return each.mean(0), each.std(0, ddof=1) if len(each) > 1 else None
 
@@ -134,15 +135,6 @@ def _with_unit(name: str, unit: str) -> str:
 
 def _listed(targets: Sequence[tuple[str, str]]) -> str:
     return ", ".join(_with_unit(name, unit) for name, unit in targets)
-
-
-def _ahead(items: Iterator[_Batch]) -> Iterator[_Batch]:
-    """The items; each is made in a thread while the one before is worked on."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, items, None)
-        while (item := waiting.result()) is not None:
-            waiting = pool.submit(next, items, None)
-            yield item
 
 
 def _groups(found: Iterable[Found], radius: float, batch_size: int | None) -> Iterator[list[Found]]:

@@ -160,11 +160,15 @@ class Predictor:
         """Names of the predicted properties, in the order of the columns."""
         return tuple(t.name for t in self.card.targets)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.model.parameters()).device
+
     @torch.no_grad()
     def predict_batch(self, batch: CrystalBatch) -> Tensor:
         """(B, targets) float64 on the CPU, in the targets' own units."""
-        device = next(self.model.parameters()).device
-        output = self.model(batch.to(device)).double().cpu()
+        output = self.model(batch.to(self.device)).double().cpu()
         values: Tensor = output * self._scale + self._bias
         return values
 

@@ -25,6 +25,13 @@ lasting = torch.inference_mode(mode=False)
 """Decorates what makes tensors that a batch keeps: those made under inference_mode could never be trained with."""
 
 
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` on ``device``; from the CPU to a GPU by way of pinned memory, without waiting for the GPU's work."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 class Derived(dict[Any, Any]):
     """What backends derive from a batch, in this process: copies and pickles begin with none of it."""
 
@@ -46,9 +53,9 @@ class Disorder:
     def to(self, device: torch.device) -> Disorder:
         """The same on another device."""
         return Disorder(
-            atom=self.atom.to(device),
-            atomic_number=self.atomic_number.to(device),
-            occupancy=self.occupancy.to(device),
+            atom=moved(self.atom, device),
+            atomic_number=moved(self.atomic_number, device),
+            occupancy=moved(self.occupancy, device),
         )
 
 
@@ -88,10 +95,10 @@ class PackedShells:
         """The same list on another device, with an empty cache."""
         return replace(
             self,
-            ptr=self.ptr.to(device),
-            neighbor=self.neighbor.to(device),
-            distance=self.distance.to(device),
-            count=self.count.to(device),
+            ptr=moved(self.ptr, device),
+            neighbor=moved(self.neighbor, device),
+            distance=moved(self.distance, device),
+            count=moved(self.count, device),
         )
 
 
@@ -225,17 +232,19 @@ class CrystalBatch:
 
     @lasting
     def to(self, device: torch.device | str) -> CrystalBatch:
-        """The same batch on another device, shell lists included."""
-        device = torch.device(device)
-        moved = CrystalBatch(
-            positions=self.positions.to(device),
-            atomic_numbers=self.atomic_numbers.to(device),
-            lattice=self.lattice.to(device),
-            sizes=self.sizes.to(device),
+        """The same batch on another device, shell lists included; itself where it lies there already."""
+        device = torch.empty(0, device=device).device  # "cuda" with the number of the current one
+        if device == self.device:
+            return self
+        there = CrystalBatch(
+            positions=moved(self.positions, device),
+            atomic_numbers=moved(self.atomic_numbers, device),
+            lattice=moved(self.lattice, device),
+            sizes=moved(self.sizes, device),
             disorder=None if self.disorder is None else self.disorder.to(device),
         )
-        moved._shells.update((radius, shells.to(device)) for radius, shells in self._shells.items())
-        return moved
+        there._shells.update((radius, shells.to(device)) for radius, shells in self._shells.items())
+        return there
 
     def attach_shells(self, shells: PackedShells) -> None:
         """Hand over lists found beforehand (a training run finds each crystal's once)."""

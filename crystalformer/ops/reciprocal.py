@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crystalformer.batch import CrystalBatch, lasting
+from crystalformer.batch import CrystalBatch, lasting, moved
 from crystalformer.ops.handles import Handles
 from crystalformer.ops.radial import vanishing_exp_
 
@@ -36,11 +36,14 @@ PLANS: Handles[WavePlan] = Handles()
 class WaveGroup:
     """G crystals padded to n atoms and W wave vectors.
 
-    atoms (G, n) index of the packed atoms, 0 where padded; real (G, n) whether it is an atom;
+    atoms (G, n) index of the packed atoms, 0 where padded; target (G, n) the same, but N where padded: a spare row
+    that results are put into and that nobody reads, as to look for the others would make a GPU's host wait;
+    real (G, n) whether it is an atom;
     phases (G, n, 2W) cos and sin of k·p; squared (G, W) |k|² in 1/Å²; factor (G, W): 2, 1 for k = 0, 0 where padded.
     """
 
     atoms: Tensor
+    target: Tensor
     real: Tensor
     phases: Tensor
     squared: Tensor
@@ -93,8 +96,9 @@ def wave_plan(batch: CrystalBatch, radius: float, dtype: torch.dtype) -> WavePla
             squared[row, :count] = waves[c].square().sum(1).to(dtype)
             factor[row, :count] = 2.0
             factor[row, 0] = 1.0
-        tensors = (t.to(batch.device) for t in (atoms, real, phases, squared, factor))
-        groups.append(WaveGroup(**dict(zip(("atoms", "real", "phases", "squared", "factor"), tensors, strict=True))))
+        made = {"atoms": atoms, "real": real, "phases": phases, "squared": squared, "factor": factor}
+        made["target"] = torch.where(real, atoms, batch.num_atoms)
+        groups.append(WaveGroup(**{name: moved(tensor, batch.device) for name, tensor in made.items()}))
     return WavePlan(groups=tuple(groups))
 
 
@@ -113,21 +117,21 @@ def _grouped(order: list[int], work: list[int]) -> list[list[int]]:
 
 def forward(q: Tensor, k: Tensor, v: Tensor, rho: Tensor, plan: WavePlan, scale: float) -> Tensor:
     """y (N, H, D) from q (scaled by 1/sqrt(D)), k, v (N, H, D) and rho (N, H); scale in Å."""
-    y = torch.empty_like(v)
+    y = _with_spare(v)
     for group in plan.groups:
         keys, values = _take(k, group), _take(v, group)
         for part in _chunks(group, q.shape[1]):
             attention, _, _ = _attention(_take(q, group, part), keys, _take(rho, group, part), group, part, scale)
             result = torch.einsum("ghij,gjhd->gihd", attention, values)
             _put(y, result, group, part)
-    return y
+    return y[:-1]
 
 
 def backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, rho: Tensor, plan: WavePlan, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and rho; arguments as in ``forward``, which is done again chunk by chunk."""
-    dq, dk, dv, drho = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(rho)
+    dq, dk, dv, drho = (_with_spare(operand) for operand in (q, k, v, rho))
     for group in plan.groups:
         keys, values = _take(k, group), _take(v, group)
         dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
@@ -142,9 +146,9 @@ def backward(
             dkeys += torch.einsum("ghij,gihd->gjhd", dlogit, queries)
             dphi = torch.where(phi > CLAMP, dlogit / phi.clamp(min=CLAMP), 0.0)
             _put(drho, _precision_gradient(dphi, weights, group, part, scale), group, part)
-        dk[group.atoms[group.real]] = dkeys[group.real]
-        dv[group.atoms[group.real]] = dvalues[group.real]
-    return dq, dk, dv, drho
+        _put(dk, dkeys, group)
+        _put(dv, dvalues, group)
+    return dq[:-1], dk[:-1], dv[:-1], drho[:-1]
 
 
 def _attention(
@@ -180,6 +184,11 @@ def _take(values: Tensor, group: WaveGroup, part: slice = slice(None)) -> Tensor
     return values[group.atoms[:, part]]
 
 
-def _put(target: Tensor, values: Tensor, group: WaveGroup, part: slice) -> None:
-    real = group.real[:, part]
-    target[group.atoms[:, part][real]] = values[real]
+def _with_spare(like: Tensor) -> Tensor:
+    """(N + 1, ...) for results like ``like`` (N, ...)."""
+    return like.new_empty(len(like) + 1, *like.shape[1:])
+
+
+def _put(results: Tensor, values: Tensor, group: WaveGroup, part: slice = slice(None)) -> None:
+    """``values`` (G, Q, ...) into the rows of ``results`` (N + 1, ...)."""
+    results.index_copy_(0, group.target[:, part].flatten(), values.flatten(0, 1))

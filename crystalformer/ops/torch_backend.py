@@ -269,14 +269,14 @@ def _reciprocal_backward(
 
 @_reciprocal.register_fake
 def _reciprocal_shape(q: Tensor, k: Tensor, v: Tensor, rho: Tensor, handle: Tensor, scale: float) -> Tensor:
-    return torch.empty_like(v)
+    return v.new_empty(v.shape)
 
 
 @_reciprocal_backward.register_fake
 def _reciprocal_backward_shapes(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, rho: Tensor, handle: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(rho)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), rho.new_empty(rho.shape)
 
 
 def _save_reciprocal(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401 - torch's context

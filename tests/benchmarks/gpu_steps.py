@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import time
@@ -153,7 +154,7 @@ def peak_memory(batch: CrystalBatch, backend: str) -> Row:
     """Megabytes on the GPU at a step's peak, and before it: weights, moments and what is derived from the batch."""
     gc.collect()
     others = torch.cuda.memory_allocated(batch.device)
-    step = TrainingStep(batch.to(batch.device), backend)  # a copy has nothing that other backends keep with a batch
+    step = TrainingStep(copy.deepcopy(batch), backend)  # a copy has nothing that other backends keep with a batch
     for _ in range(2):  # the first makes Adam's moments
         step()
     wait(batch.device)

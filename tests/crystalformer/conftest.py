@@ -1,7 +1,12 @@
 """Every test of the library starts from the same random numbers, whatever ran before it, and in one thread."""
 
+import os
+
 import pytest
 import torch
+
+# Some versions of PyTorch read it once, at the first matrix product on a GPU: too late for the tests that need it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(autouse=True)

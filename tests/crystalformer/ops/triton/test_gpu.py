@@ -182,7 +182,8 @@ def test_a_gradient_without_memory_of_its_own() -> None:
     one = y.new_ones(()).expand_as(y)
     assert not one.is_contiguous()
     found, expected = (gradients(run_auto(given, leaves), leaves, dy) for dy in (one, one.contiguous()))
-    assert all(torch.equal(found[name], expected[name]) for name in EVERY)
+    # On a GPU the product for the weight may be another kernel's where the rows lie in memory otherwise.
+    assert all(error < device.ROUNDING for error in errors(found, expected).values())
 
 
 @pytest.mark.gpu
