@@ -7,14 +7,18 @@ images of a shell share one row and its ``count``; symmetric crystals need sever
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from itertools import product
 
 import numpy as np
 import numpy.typing as npt
+
+from crystalformer.optional import problem
+
+_log = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -86,8 +90,10 @@ def find_shells(positions: FloatArray, lattice: FloatArray, radius: float) -> Sh
 
 @cache
 def _compiled_search() -> Callable[..., tuple[IntArray, IntArray, FloatArray, IntArray]] | None:
-    """The search as compiled code, several times faster; None where numba is not installed."""
-    if find_spec("numba") is None:
+    """The search as compiled code, several times faster; None where there is no numba to compile it."""
+    why = problem("numba")
+    if why is not None:
+        _log.info("neighbours are found by NumPy, several times slower than compiled: numba %s", why)
         return None
     from crystalformer.ops.numba.search import dense_shells
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,6 +13,7 @@ from crystalformer.batch import CrystalBatch
 from crystalformer.ops import blocks, reciprocal, reference, torch_backend
 from crystalformer.ops.radial import RadialBasis
 from crystalformer.ops.reciprocal import wave_plan
+from crystalformer.optional import problem
 
 Domain = Literal["real", "reci"]
 Backend = Literal["auto", "torch", "numba", "triton", "reference"]
@@ -129,8 +129,8 @@ def _kernels(name: str) -> Any:  # noqa: ANN401 - a package with attend and refu
 
 def _refusal(name: str, like: Tensor, bases: int) -> str | None:
     """Why the kernels of that name do not take operands like ``like`` (..., H, D), or None where they do."""
-    if find_spec(name) is None:
-        return f"{name} backend: {name} is not installed" + _WHERE.get(name, "")
+    if (why := problem(name)) is not None:
+        return f"{name} backend: {name} {why}" + _WHERE.get(name, "")
     reason: str | None = _kernels(name).refusal(
         like.device, like.dtype, int(like.shape[-2]), int(like.shape[-1]), bases
     )

@@ -1,6 +1,8 @@
 """``periodic_attention``: what it refuses, which backend it takes, what its truncation costs."""
 
 import logging
+import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -81,6 +83,30 @@ def test_without_numba_auto_is_torch_and_numba_is_refused(monkeypatch):
     assert torch.equal(call(batch, given), call(batch, given, backend="torch"))
     with pytest.raises(ValueError, match="numba backend: numba is not installed"):
         call(batch, given, backend="numba")
+
+
+def test_a_numba_that_cannot_be_loaded_is_done_without(tmp_path):
+    """As where NumPy is newer than it knows: neighbours by NumPy, attention by torch, and the reason told."""
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 2.3 or less')", encoding="utf-8")
+    code = """
+import logging
+import torch
+logging.basicConfig(level=logging.INFO)
+from crystalformer import CrystalBatch, Crystalformer, ModelConfig
+batch = CrystalBatch.from_arrays([[0.0, 0.0, 0.0], [1.5, 1.5, 1.5]], [11, 17], 3.0 * torch.eye(3)[None], [2])
+assert Crystalformer(ModelConfig(num_layers=1)).eval()(batch).isfinite().all()
+try:
+    Crystalformer(ModelConfig(num_layers=1), backend="numba").eval()(batch)
+except ValueError as error:
+    print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    why = "numba cannot be loaded (Numba needs NumPy 2.3 or less)"
+    assert done.stdout == f"numba backend: {why}\n"
+    assert f"neighbours are found by NumPy, several times slower than compiled: {why}" in done.stderr
+    assert f"attention on cpu: torch (numba backend: {why})" in done.stderr
 
 
 NOT_PREPARED = [
