@@ -229,7 +229,7 @@ def to_file(location: str, out: Path) -> None:
 
     location: a path or a URI such as s3://bucket/runs/NAME.
     """
-    with local_folder(location) as folder:
+    with local_folder(location, "CHECKPOINT") as folder:
         _write_reference(folder, out)
 
 

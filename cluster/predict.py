@@ -54,7 +54,7 @@ def pick_device(name: str) -> torch.device:
 
 def load_predictor(folder: str | Path, device: torch.device) -> Predictor:
     """The model of a folder or URI. UserError says what is wrong with it."""
-    with local_folder(str(folder)) as local:
+    with local_folder(str(folder), "MODEL") as local:
         try:
             return load_model(local, device=str(device))
         except (OSError, ValueError) as error:

@@ -53,7 +53,7 @@ class RunStore:
             self.folder = (Path(storage_path) / run_name).resolve()
             self.location = str(self.folder)
             return
-        self.filesystem, root = _open(storage_path)
+        self.filesystem, root = _open(storage_path, "storage_path")
         self._path = f"{root.rstrip('/')}/{run_name}"
         parts = urlsplit(storage_path)
         self.location = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{run_name}"))
@@ -156,15 +156,15 @@ def _state(file: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def local_folder(location: str) -> Iterator[Path]:
+def local_folder(location: str, what: str = "location") -> Iterator[Path]:
     """A folder given by path or URI, as a local one: itself, or a copy that lives as long as the context.
 
-    UserError where the object store does not have it.
+    what: the user's word for it. UserError for a URI that cannot be used, or that the object store does not have.
     """
     if not is_remote(location):
         yield Path(location)
         return
-    filesystem, path = _open(location)
+    filesystem, path = _open(location, what)
     with tempfile.TemporaryDirectory(prefix="crystalformer-copy-") as copy:
         with _explained(location):
             if not filesystem.get_file_info(FileSelector(path, allow_not_found=True)):
@@ -191,16 +191,16 @@ def remove_folder(files: Any, target: str) -> None:  # noqa: ANN401 - pyarrow's 
             files.delete_dir(target)
 
 
-def _open(uri: str) -> tuple[Any, str]:
-    """pyarrow's file system of a URI and the path in it. UserError for a URI that cannot be used."""
+def _open(uri: str, what: str) -> tuple[Any, str]:
+    """pyarrow's file system of a URI and the path in it. UserError for a URI that cannot be used names ``what``."""
     parts = urlsplit(uri)
     if parts.scheme not in SCHEMES:
         allowed = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-        raise UserError(f"storage_path must be a folder or begin with one of {allowed}, got {uri!r}")
+        raise UserError(f"{what} must be a folder or begin with one of {allowed}, got {uri!r}")
     if parts.username or parts.password:
-        raise UserError("storage_path must not hold credentials; set AWS_ACCESS_KEY_ID and the like instead")
+        raise UserError(f"{what} must not hold credentials; set AWS_ACCESS_KEY_ID and the like instead")
     if not parts.netloc:
-        raise UserError(f"storage_path must name a bucket, got {uri!r}")
+        raise UserError(f"{what} must name a bucket, got {uri!r}")
     with _explained(uri):
         filesystem, path = FileSystem.from_uri(uri)
     return filesystem, str(path)

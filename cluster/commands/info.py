@@ -82,7 +82,7 @@ def describe_model(location: str | Path) -> list[str]:
     from crystalformer.artifact import read_card
 
     try:
-        with local_folder(str(location)) as folder:
+        with local_folder(str(location), "MODEL") as folder:
             card = read_card(folder)
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error

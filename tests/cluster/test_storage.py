@@ -9,6 +9,7 @@ import ray
 
 import cluster  # noqa: F401 - sets Ray's environment
 from cluster import trainer
+from cluster.cli import main
 from cluster.errors import UserError
 from cluster.launch import Recorder, launch
 from cluster.report import read_metrics
@@ -160,6 +161,21 @@ def test_a_store_that_cannot_be_used_is_refused_in_one_line(s3, config, path, me
         trainer.train(config("run", path))
     assert str(refused.value).startswith(message)
     assert "\n" not in str(refused.value) and "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("info foo://x", "MODEL must be a folder or begin with one of s3://"),
+        ("predict s3:// a.cif", "MODEL must name a bucket"),
+        ("evaluate s3://key:secret@bucket/model", "MODEL must not hold credentials"),
+        ("convert foo://x out.pt --to_reference", "CHECKPOINT must be a folder or begin with one of s3://"),
+        ("train --target shear --init_from foo://x", "init_from: location must be a folder or begin with one of s3://"),
+    ],
+)
+def test_a_uri_that_cannot_be_read_is_refused_under_the_name_it_was_given_by(words, message, capsys):
+    assert main(words.split()) == 2
+    assert f"error: {message}" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there(s3):
