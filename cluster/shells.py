@@ -25,7 +25,7 @@ from data_pipeline.table import StructureTable
 
 IntArray = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many rows are done, and how many there are."""
+"""Called with what is being done, how many rows are done, and how many there are; not where nothing is to be done."""
 
 FORMAT = "3"
 _CHUNK = 512

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -44,10 +43,6 @@ class TrialData:
     radius: float
     """Å, of the lists: the trial's, or larger where they are read from disk."""
     scaling: TargetScaling
-    found: bool
-    """Whether lists had to be found for this trial."""
-    seconds: float
-    """That the trial waited for it."""
 
 
 def grid_radius(radius: float, base: float) -> float:
@@ -105,7 +100,6 @@ class Tables:
 
     def data(self, radius: float, normalize: str) -> TrialData:
         """Everything for a trial whose lists reach ``radius`` Å and whose targets are normalized in that way."""
-        start = time.monotonic()
         opened, found = self._open(grid_radius(radius, self._base_radius))
         with self._lock:
             self.requests += 1
@@ -113,7 +107,7 @@ class Tables:
             tables, whole = self._cut(opened, radius)
             scaling = self._scaling(opened["train"], normalize)
         reach = grid_radius(radius, self._base_radius) if whole else radius
-        return TrialData(tables=tables, radius=reach, scaling=scaling, found=found, seconds=time.monotonic() - start)
+        return TrialData(tables=tables, radius=reach, scaling=scaling)
 
     def _open(self, radius: float) -> tuple[dict[str, SplitTables], bool]:
         """The splits with their lists within a radius of the grid, and whether they had to be found just now."""
@@ -122,15 +116,18 @@ class Tables:
         with lock:
             if radius in self._opened:
                 return self._opened[radius], False
-            before = {path.name for path in (self._dataset.path / "shells").glob("*.arrow")}
+            found = threading.Event()  # progress is not called for lists that lie there already
+
+            def note(_what: str, _done: int, _total: int) -> None:
+                found.set()
+
             # Trials hold the cluster's CPUs while they wait for this, so Ray Data's tasks would never get one.
             opened = {
-                split: open_split(self._dataset, split, self._targets, radius, ray_from=math.inf)
+                split: open_split(self._dataset, split, self._targets, radius, note, ray_from=math.inf)
                 for split in TRIAL_SPLITS
             }
             self._opened[radius] = opened
-            new = {path.name for path in (self._dataset.path / "shells").glob("*.arrow")} - before
-            return opened, bool(new)
+            return opened, found.is_set()
 
     def _cut(
         self, opened: dict[str, SplitTables], radius: float

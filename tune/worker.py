@@ -236,7 +236,6 @@ class Trial(ray_tune.Trainable):
         self._folder = Path(base["storage_path"]) / self._settings["run_name"]
         self._errors: list[float] = []
         self._scores: list[float] = []
-        self._waited = 0.0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Go on with another trial in this process."""
@@ -281,7 +280,7 @@ class Trial(ray_tune.Trainable):
         save_yaml(self._folder / CONFIG_FILE, config)
         radius = config.model.neighbor_radius
         data: TrialData = ray.get(shared.library.data.remote(radius, config.optim.normalize_targets))
-        self._waited, self._scaling = data.seconds, data.scaling
+        self._scaling = data.scaling
         if config.scale.num_workers.most > 1:
             return ManyWorkers(config, data, self._folder, shared.units, shared.seconds)
         (self._folder / METRICS_FILE).unlink(missing_ok=True)
@@ -302,7 +301,6 @@ class Trial(ray_tune.Trainable):
             "scores": list(self._scores),
             "ended": ended,
             "reason": reason,
-            "waited": self._waited,
             "process": f"{socket.gethostname()} {os.getpid()}",
             "done": bool(ended),
         }

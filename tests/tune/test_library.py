@@ -1,11 +1,17 @@
 """The data that trials share: cut lists are the lists that a run would find, and few radii are found."""
 
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
 from cluster.tables import open_split
 from data_pipeline.prepared import load_prepared
-from tune.library import STEP, grid_radius, within
+from tune.library import STEP, Tables, grid_radius, within
+
+LIMIT_MB = 0
+"""Every split is above it, so that tables stay on disk and no Ray is needed."""
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +21,14 @@ def salts(data_dir):
 
 def shells(dataset, radius):
     return open_split(dataset, "train", ["gap"], radius).shells
+
+
+@pytest.fixture
+def unsearched(salts, tmp_path):
+    """The data set in a folder without neighbour lists."""
+    folder = tmp_path / salts.name
+    shutil.copytree(salts.path, folder, ignore=shutil.ignore_patterns("*.arrow"))
+    return load_prepared(tmp_path, salts.name)
 
 
 @pytest.mark.parametrize("radius", [3.0, 6.3, 8.9, 9.0])
@@ -40,3 +54,24 @@ def test_few_radii_serve_many():
     for radius in wanted:
         assert radius <= grid_radius(float(radius), 11.88) <= radius * STEP * (1 + 1e-9)
     assert grid_radius(0.0, 11.88) == 0.0
+
+
+def test_a_request_that_finds_lists_is_counted_once_however_many_wait(unsearched):
+    library = Tables(unsearched, ("gap",), 6.0, LIMIT_MB)
+    with ThreadPoolExecutor(4) as trials:
+        data = list(trials.map(lambda radius: library.data(radius, "scale_bias"), [5.9, 6.0, 4.7, 4.8]))
+    assert {round(one.radius, 9) for one in data} == {6.0, 4.8}
+    assert library.counts() == (4, 2)
+    again = Tables(unsearched, ("gap",), 6.0, LIMIT_MB)
+    again.data(6.0, "scale_bias")
+    assert again.counts() == (1, 0)
+
+
+def test_lists_of_a_read_only_data_set_are_counted_too(unsearched, tmp_path, monkeypatch):
+    """They are kept in another folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("os.access", lambda *_args, **_more: False)
+    library = Tables(unsearched, ("gap",), 6.0, LIMIT_MB)
+    library.data(6.0, "scale_bias")
+    assert library.counts() == (1, 1)
+    assert list((tmp_path / "cache").rglob("*-6.0000.arrow"))

@@ -38,8 +38,6 @@ def begin(settings, folder, *, seconds=600.0):
         },
         radius=radius,
         scaling=TargetScaling.fit(targets, "scale_bias"),
-        found=False,
-        seconds=0.0,
     )
     folder.mkdir(parents=True, exist_ok=True)
     return OneWorker(config, data, folder, 1, time.monotonic() + seconds)
