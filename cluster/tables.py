@@ -32,7 +32,8 @@ from data_pipeline.table import StructureTable, checked_files, read_pieces
 
 SPLITS = ("train", "val", "test")
 STRUCTURES_FORMAT = "1"
-BYTES_A_MB = 2**20
+BYTES_A_MB = 10**6
+"""As memory is told in elsewhere (machine.py)."""
 
 _log = logging.getLogger(__name__)
 
