@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any, Protocol, cast
 from cluster.commands import MODULES
 from cluster.errors import Incomplete, RunFailed, UserError
 from cluster.interrupts import RunStopped
+from cluster.log import setup_logging
 from cluster.parser import Parser, normalize
 from data_pipeline.errors import DataError
 
@@ -41,6 +43,7 @@ class Command(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (the process's own where None) and give its exit status: 0, 1, 2 or 130."""
     words = normalize(sys.argv[1:] if argv is None else argv)
+    setup_logging(level=logging.INFO if "--debug" in words else logging.WARNING)
     try:
         status = _run(words)
         sys.stdout.flush()

@@ -93,7 +93,7 @@ def _compiled_search() -> Callable[..., tuple[IntArray, IntArray, FloatArray, In
     """The search as compiled code, several times faster; None where there is no numba to compile it."""
     why = problem("numba")
     if why is not None:
-        _log.info("neighbours are found by NumPy, several times slower than compiled: numba %s", why)
+        _log.warning("neighbours are found by NumPy, several times slower than compiled: numba %s", why)
         return None
     from crystalformer.ops.numba.search import dense_shells
 

@@ -4,20 +4,16 @@ import logging
 
 import pytest
 
-from cluster.log import PACKAGES, say, setup_logging
+from cluster.log import PACKAGES, say, setup_logging, tell_warnings
 
 
 @pytest.fixture(autouse=True)
 def loggers_as_they_were():
-    saved = [(logging.getLogger(n), *_state(logging.getLogger(n))) for n in PACKAGES]
+    saved = [(logger, list(logger.handlers), logger.level) for logger in map(logging.getLogger, PACKAGES)]
     yield
-    for logger, handlers, level, propagate in saved:
-        logger.handlers, logger.propagate = handlers, propagate
+    for logger, handlers, level in saved:
+        logger.handlers = handlers
         logger.setLevel(level)
-
-
-def _state(logger):
-    return list(logger.handlers), logger.level, logger.propagate
 
 
 def test_rank_zero_speaks_once_and_other_libraries_are_left_alone(capsys):
@@ -38,6 +34,27 @@ def test_other_ranks_speak_from_warnings_on(capsys):
     logging.getLogger("data_pipeline.x").warning("odd")
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" ", 1)[1] for line in lines] == ["WARNING rank 2 data_pipeline.x: odd"]
+
+
+def test_a_command_speaks_plainly(capsys):
+    setup_logging(level=logging.WARNING)
+    logging.getLogger("cluster.tables").info("quiet")
+    logging.getLogger("cluster.tables").warning("%s is read-only", "data")
+    assert capsys.readouterr().err == "warning: data is read-only\n"
+
+
+def test_warnings_are_told_until_nobody_asks_any_more(capsys):
+    told = []
+    setup_logging(rank=0)
+    tell_warnings(told.append)
+    tell_warnings(told.append)  # another trial in this process
+    logger = logging.getLogger("crystalformer.ops.attention")
+    logger.info("attention on cpu: numba")
+    logger.warning("attention on cuda:0: torch (%s)", "no compiler")
+    tell_warnings(None)
+    logger.warning("unheard")
+    assert told == ["warning: attention on cuda:0: torch (no compiler)"]
+    assert "INFO rank 0 crystalformer.ops.attention: attention on cpu: numba" in capsys.readouterr().err
 
 
 def test_say_writes_a_line_to_stdout(capsys):

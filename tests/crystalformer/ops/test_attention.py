@@ -129,7 +129,7 @@ def test_what_the_operator_refuses_is_not_prepared_either(changed, dtype, messag
 
 def test_a_gpu_that_does_without_its_kernels_says_so_aloud_and_once(caplog):
     gpu = torch.device("cuda", 63)  # named, not used
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "crystalformer"):
         for reason in ("head_dim must be 1 to 256, got 300", "head_dim must be 1 to 256, got 300", None):
             _announce("triton", gpu, reason)
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
