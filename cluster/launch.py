@@ -237,18 +237,22 @@ class Recorder:
         self._progress.note(text)
 
     def _record(self, message: Message) -> None:
-        if message["kind"] == "row":
-            self._row(message["row"])
-        elif message["kind"] == "history":
-            self._catch_up(message["rows"])
-        elif message["kind"] == "failed":
-            self.failure = message["text"]
-        elif message["kind"] == "begun":
-            self.begun = True
-        elif message["kind"] == "step":
-            self._progress.step(message["epoch"], message["done"], message["total"])
-        else:
-            self.note(message["text"])
+        """Take up a message. ValueError where it is of no ``monitor.Kind``."""
+        match message["kind"]:
+            case "begun":
+                self.begun = True
+            case "row":
+                self._row(message["row"])
+            case "history":
+                self._catch_up(message["rows"])
+            case "step":
+                self._progress.step(message["epoch"], message["done"], message["total"])
+            case "note":
+                self.note(message["text"])
+            case "failed":
+                self.failure = message["text"]
+            case other:
+                raise ValueError(f"a message of the unknown kind {other!r}")
 
     def _catch_up(self, rows: list[dict[str, Any]]) -> None:
         """Write the rows of a checkpoint that a driver before this one could not write any more."""

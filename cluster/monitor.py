@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
+Kind = Literal["begun", "row", "history", "step", "note", "failed"]
+"""What a message tells, and what it holds beside its ``kind``:
+
+begun: a worker has begun its work. row: the metrics ``row`` of an epoch that has ended. history: the ``rows`` of the
+checkpoint that is taken up. step: ``done`` of the ``total`` steps of an ``epoch``. note: a ``text`` to be shown.
+failed: a failure that a restart cannot mend, and its ``text``.
+"""
+
 Message = dict[str, Any]
-"""``kind`` ("row", "history", "step", "note", "failed") and what belongs to it."""
+"""``kind``, one of ``Kind``, and what belongs to it."""
 
 
 @ray.remote(num_cpus=0)
