@@ -44,11 +44,10 @@ class SearchConfig:
         default=True, metadata=_meta("begin with the settings as given, where they lie in the space")
     )
     grace_epochs: int = field(
-        default=2, metadata=_meta("epochs before early stopping may end a trial; then times reduction, and so on")
+        default=2,
+        metadata=_meta("epochs before ASHA may stop a trial; later rungs at grace_epochs * reduction^k"),
     )
-    reduction: int = field(
-        default=3, metadata=_meta("of the trials that come so far, one in this many goes on (ASHA)")
-    )
+    reduction: int = field(default=3, metadata=_meta("ASHA reduction factor: one trial in this many passes a rung"))
     concurrent: int | None = field(
         default=None, metadata=_meta("most trials at once; none: as many as the cluster has CPUs or GPUs for")
     )

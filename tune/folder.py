@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import lock
-from cluster.config import CONFIG_FILE, SECTIONS, TrainConfig, load_flat, plain_name, save_yaml
+from cluster.config import CONFIG_FILE, SECTIONS, TrainConfig, flat_fields, load_flat, plain_name, save_yaml
 from cluster.deepspeed_config import overlay_of
 from cluster.errors import UserError
 from cluster.files import dump_yaml, read_yaml, write_text
@@ -29,8 +29,6 @@ BEST_FILE = "best.yaml"
 TRIALS_FOLDER = "trials"
 RULES = "rules"
 """Key of search.yaml for the space itself: the file it was read from may change."""
-
-_CHANGE_ANYWAY = RUN_MAY_CHANGE | {"resume", "auto_resume"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,16 +102,16 @@ def saved_search(settings: Mapping[str, Any], given: Mapping[str, Any]) -> Searc
     """
     if settings.get("run_name") is None:
         raise UserError("run_name must be given where resume is true: the search to go on with")
-    folder = Path(settings.get("storage_path", "runs")).resolve() / str(settings["run_name"])
+    folder = _folder_of(settings)
     if not (folder / SEARCH_FILE).is_file():
         raise UserError(f"run_name {settings['run_name']!r} cannot be resumed: {folder} holds no {SEARCH_FILE}")
     flat, saved = load_flat(folder / CONFIG_FILE), read_yaml(folder / SEARCH_FILE)
     rules, place = saved.pop(RULES), saved.pop("storage")
-    _check_same(_own_names(settings, flat), flat, _CHANGE_ANYWAY)
+    _check_same(_own_names(settings, flat), flat, RUN_MAY_CHANGE)
     _check_same(given, saved, MAY_CHANGE)
     keep = {"storage_path": str(folder.parent), "run_name": str(settings["run_name"])}
     try:
-        config = TrainConfig.from_flat(flat | {k: v for k, v in settings.items() if k in _CHANGE_ANYWAY} | keep)
+        config = TrainConfig.from_flat(flat | {k: v for k, v in settings.items() if k in RUN_MAY_CHANGE} | keep)
         options = SearchConfig.from_flat(saved | {k: v for k, v in given.items() if k in MAY_CHANGE})
         space = read_space(rules)
         check_values(space, config)
@@ -129,6 +127,12 @@ def saved_search(settings: Mapping[str, Any], given: Mapping[str, Any]) -> Searc
             else f"the search's study is in {where}: leave out --storage and unset {VARIABLE}"
         )
     return search
+
+
+def _folder_of(settings: Mapping[str, Any]) -> Path:
+    """Where the search of run_name lies, by settings that need not name a storage_path."""
+    place = settings.get("storage_path", flat_fields()["storage_path"].default)
+    return Path(place).resolve() / str(settings.get("run_name"))
 
 
 def _own_names(settings: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,8 +167,7 @@ def check_calling(settings: Mapping[str, Any]) -> None:
 
 def is_there(settings: Mapping[str, Any]) -> bool:
     """Whether the search of run_name was begun before."""
-    folder = Path(settings.get("storage_path", "runs")) / str(settings.get("run_name"))
-    return (folder / SEARCH_FILE).is_file()
+    return (_folder_of(settings) / SEARCH_FILE).is_file()
 
 
 def has_begun(search: Search) -> bool:
