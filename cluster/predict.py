@@ -15,10 +15,11 @@ import torch
 from cluster.ahead import ahead
 from cluster.answers import Cell
 from cluster.errors import UserError
-from cluster.seen import Seen, amounts
+from cluster.seen import Seen
 from cluster.storage import local_folder
 from crystalformer.artifact import WORK_AT_ONCE, Predictor, batch_work, load_model
 from crystalformer.batch import CrystalBatch, Disorder
+from data_pipeline.composition import amounts_of
 from data_pipeline.elements import symbol_of
 
 if TYPE_CHECKING:
@@ -184,4 +185,4 @@ def formula(crystal: Crystal) -> str:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # noble gases have no electronegativity to be sorted by
-        return Composition({symbol_of(z): amount for z, amount in amounts(crystal).items()}).reduced_formula
+        return Composition({symbol_of(z): amount for z, amount in amounts_of(crystal).items()}).reduced_formula

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from crystalformer.artifact import ModelCard, TrainRanges
+from data_pipeline.composition import amounts_of
 from data_pipeline.elements import number_of, symbol_of
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Seen:
     def _new_elements(self, crystal: Crystal) -> list[str]:
         if self.elements is None:
             return []
-        new = sorted(set(amounts(crystal)) - self.elements)
+        new = sorted(set(amounts_of(crystal)) - self.elements)
         return [f"never seen in training: {' '.join(symbol_of(number) for number in new)}"] if new else []
 
     def _outside(self, crystal: Crystal) -> list[str]:
@@ -89,14 +90,3 @@ def _common(ranges: Sequence[TrainRanges]) -> TrainRanges:
         cell_sizes=(max(low for low, _ in sizes), min(high for _, high in sizes)),
         number_densities=(max(low for low, _ in densities), min(high for _, high in densities)),
     )
-
-
-def amounts(crystal: Crystal) -> dict[int, float]:
-    """Atoms of each atomic number in the cell, with the occupancies of disordered sites."""
-    numbers = crystal.atomic_numbers[crystal.atomic_numbers > 0]
-    kinds, counts = np.unique(numbers, return_counts=True)
-    found = dict(zip(kinds.tolist(), counts.astype(float).tolist(), strict=True))
-    if crystal.disorder is not None:
-        for z, part in zip(crystal.disorder.atomic_number.tolist(), crystal.disorder.occupancy.tolist(), strict=True):
-            found[z] = found.get(z, 0.0) + part
-    return found

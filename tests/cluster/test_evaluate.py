@@ -10,7 +10,7 @@ from cluster.cli import main
 from cluster.inputs import find_structures
 from cluster.predict import load_predictor, pick_device
 from cluster.scoring import Scored, errors_of, mae_by_element, mae_by_size, score_split, worst
-from cluster.seen import amounts
+from data_pipeline.composition import amounts_of
 from tests.cluster.trained import SCALES, write_model
 
 CPU = pick_device("cpu")
@@ -94,7 +94,7 @@ def test_the_elements_of_a_split_are_those_of_its_formulas(model, elastic):
     predictor = load_predictor(model, CPU)
     scored = score_split(predictor, CPU, "elastic_tensor_2015", "test", elastic.path.parent)
     for row, crystal in enumerate(find_structures([str(elastic.split_path("test"))])):
-        assert set(np.flatnonzero(scored.elements[row])) == set(amounts(crystal.crystal)), scored.ids[row]
+        assert set(np.flatnonzero(scored.elements[row])) == set(amounts_of(crystal.crystal)), scored.ids[row]
 
 
 def test_the_picture(model, elastic, tmp_path, capsys):
