@@ -43,6 +43,7 @@ from cluster.evaluation import Evaluation, evaluate
 from cluster.feed import Feed, TargetScaling
 from cluster.fine_tuning import Initial
 from cluster.host import Host, RayTrainHost
+from cluster.log import setup_logging, tell_warnings
 from cluster.machine import Place, device_name, peak_memory_mb
 from cluster.metrics import RunMetrics
 from cluster.monitor import Kind
@@ -133,6 +134,8 @@ class Worker:
     def __init__(self, config: TrainConfig, job: Job, place: Place, host: Host) -> None:
         """Take up the latest checkpoint, or start with fresh weights and the first batch's statistics."""
         self._config, self._job, self._place, self._host = config, job, place, host
+        setup_logging(rank=place.rank)
+        tell_warnings((lambda text: self._send("note", text=text)) if place.rank == 0 else None)
         self._feeds = {
             split: Feed(tables.fetch(), config.data.target, job.radius, job.scaling)
             for split, tables in job.tables.items()
@@ -212,6 +215,7 @@ class Worker:
     def close(self) -> None:
         """Nothing is told of this worker from now on."""
         self._metrics.close()
+        tell_warnings(None)
 
     # Training --------------------------------------------------------------------------------------------------
 
