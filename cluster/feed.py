@@ -1,8 +1,10 @@
-"""Table rows to model input: the only bridge between data_pipeline and crystalformer."""
+"""Structures of data_pipeline as CrystalBatch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,9 @@ from cluster.shells import ShellTable
 from cluster.tables import SplitTables
 from crystalformer.batch import CrystalBatch, Disorder, moved
 from data_pipeline.table import PackedStructures, StructureTable
+
+if TYPE_CHECKING:
+    from data_pipeline.crystal import Crystal
 
 IntArray = npt.NDArray[np.int64]
 
@@ -82,7 +87,7 @@ class Feed:
         """The crystals of ``rows`` in that order and their normalized targets (B, T) float32, on ``device``."""
         self._make_room(len(rows))
         packed = self._structures.gather(rows)
-        batch = to_batch(packed)
+        batch = batch_of_packed(packed)
         stored = rows if self._stored is None else self._stored[rows]
         batch.attach_shells(self._shells.pack(stored, packed.sizes))
         targets = torch.from_numpy(self._normalized[rows])
@@ -96,7 +101,7 @@ class Feed:
             self._touched = crystals * self._crystal_bytes
 
 
-def to_batch(packed: PackedStructures) -> CrystalBatch:
+def batch_of_packed(packed: PackedStructures) -> CrystalBatch:
     """Rows of a validated structure table as a batch; nothing is checked again."""
     disorder = None
     if packed.disorder is not None:
@@ -111,4 +116,25 @@ def to_batch(packed: PackedStructures) -> CrystalBatch:
         lattice=torch.from_numpy(packed.lattice),
         sizes=torch.from_numpy(packed.sizes),
         disorder=disorder,
+    )
+
+
+def batch_of_crystals(crystals: Sequence[Crystal]) -> CrystalBatch:
+    """Checked crystals, one after another."""
+    sizes = [len(crystal.atomic_numbers) for crystal in crystals]
+    starts = np.cumsum(sizes) - sizes
+    mixed = [(s, c.disorder) for s, c in zip(starts, crystals, strict=True) if c.disorder is not None]
+    disorder = None
+    if mixed:
+        disorder = Disorder(
+            atom=torch.from_numpy(np.concatenate([d.site + start for start, d in mixed])),
+            atomic_number=torch.from_numpy(np.concatenate([d.atomic_number for _, d in mixed])),
+            occupancy=torch.from_numpy(np.concatenate([d.occupancy for _, d in mixed])),
+        )
+    return CrystalBatch.from_arrays(
+        np.concatenate([crystal.positions for crystal in crystals]),
+        np.concatenate([crystal.atomic_numbers for crystal in crystals]),
+        np.stack([crystal.lattice for crystal in crystals]),
+        sizes,
+        disorder,
     )

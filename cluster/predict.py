@@ -15,10 +15,11 @@ import torch
 from cluster.ahead import ahead
 from cluster.answers import Cell
 from cluster.errors import UserError
+from cluster.feed import batch_of_crystals
 from cluster.seen import Seen
 from cluster.storage import local_folder
 from crystalformer.artifact import WORK_AT_ONCE, Predictor, batch_work, load_model
-from crystalformer.batch import CrystalBatch, Disorder
+from crystalformer.batch import CrystalBatch
 from data_pipeline.composition import amounts_of
 from data_pipeline.elements import symbol_of
 
@@ -106,7 +107,7 @@ class Ensemble:
         """
         for group in _groups(found, max(self.radii, default=0.0), batch_size):
             crystals = [one.crystal for one in group if one.crystal is not None]
-            batch = to_batch(crystals)
+            batch = batch_of_crystals(crystals)
             for radius in self.radii:
                 batch.shells(radius)
             yield group, crystals, [formula(crystal) for crystal in crystals], batch
@@ -156,27 +157,6 @@ def _groups(found: Iterable[Found], radius: float, batch_size: int | None) -> It
 def crystal_work(crystal: Crystal, radius: float) -> float:
     """A crystal's share of a batch's memory."""
     return batch_work(len(crystal.atomic_numbers), abs(float(np.linalg.det(crystal.lattice))), radius)
-
-
-def to_batch(crystals: Sequence[Crystal]) -> CrystalBatch:
-    """Checked crystals, one after another."""
-    sizes = [len(crystal.atomic_numbers) for crystal in crystals]
-    starts = np.cumsum(sizes) - sizes
-    mixed = [(s, c.disorder) for s, c in zip(starts, crystals, strict=True) if c.disorder is not None]
-    disorder = None
-    if mixed:
-        disorder = Disorder(
-            atom=torch.from_numpy(np.concatenate([d.site + start for start, d in mixed])),
-            atomic_number=torch.from_numpy(np.concatenate([d.atomic_number for _, d in mixed])),
-            occupancy=torch.from_numpy(np.concatenate([d.occupancy for _, d in mixed])),
-        )
-    return CrystalBatch.from_arrays(
-        np.concatenate([crystal.positions for crystal in crystals]),
-        np.concatenate([crystal.atomic_numbers for crystal in crystals]),
-        np.stack([crystal.lattice for crystal in crystals]),
-        sizes,
-        disorder,
-    )
 
 
 def formula(crystal: Crystal) -> str:

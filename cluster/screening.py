@@ -29,7 +29,7 @@ import torch
 
 from cluster.answers import TableFile
 from cluster.errors import UserError
-from cluster.feed import to_batch
+from cluster.feed import batch_of_packed
 from cluster.inputs import Found, Piece, read_piece
 from cluster.predict import Ensemble, columns, formula, pick_device
 from cluster.seen import Seen
@@ -364,7 +364,7 @@ class _Predict:
         parts = []
         for start, end in pairwise([0, *batch_ends(work.tolist(), self._batch_size)]):
             chosen = np.arange(start, end)
-            batch = to_batch(structures.gather(chosen))
+            batch = batch_of_packed(structures.gather(chosen))
             for one in shells:
                 batch.attach_shells(one.pack(chosen, structures.sizes[chosen]))
             parts.append(columns(*self._models.predict_batch(batch)))

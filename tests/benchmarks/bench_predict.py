@@ -28,8 +28,9 @@ import pyarrow.parquet as pq
 import torch
 
 from cluster.commands.predict import predict_here
+from cluster.feed import batch_of_crystals
 from cluster.inputs import find_structures, plan_pieces
-from cluster.predict import Ensemble, crystal_work, to_batch
+from cluster.predict import Ensemble, crystal_work
 from crystalformer.artifact import ModelCard, TargetScale, batch_ends, load_model, save_model
 from crystalformer.batch import CrystalBatch
 from crystalformer.config import ModelConfig
@@ -75,7 +76,7 @@ def batches(table: Path, rows: int, radius: float) -> list[CrystalBatch]:
         one.crystal for one, _ in zip(find_structures([str(table)]), range(rows), strict=False) if one.crystal
     ]
     ends = [0, *batch_ends(crystal_work(crystal, radius) for crystal in crystals)]
-    return [to_batch(crystals[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    return [batch_of_crystals(crystals[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
 
 
 def against_forward(folder: Path, table: Path, rows: int) -> list[Row]:
