@@ -15,6 +15,8 @@ from data_pipeline.registry import DATASETS
 from data_pipeline.sources.opening import open_path
 from data_pipeline.splits import check_ratios
 
+_RECIPE = SplitRecipe()
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OwnData:
@@ -27,8 +29,8 @@ class OwnData:
 
     path: Path
     name: str
-    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    seed: int = 123
+    split: tuple[float, float, float] = _RECIPE.ratios
+    seed: int = _RECIPE.seed
     targets: tuple[str, ...] = ()
     allow_pickle: bool = False
 

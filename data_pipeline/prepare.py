@@ -82,10 +82,10 @@ def prepare_from(
     """prepare_dataset from an opened source; ``info`` names the set and its recipe."""
     check_name(info.name)
     try:
-        print_ = fingerprint(source, info)
+        wanted = fingerprint(source, info)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
-    ready = _ready(data_dir, info.name, print_, strict=strict)
+    ready = _ready(data_dir, info.name, wanted, strict=strict)
     if ready is not None:
         return ready
     _check_targets(source)
@@ -94,10 +94,10 @@ def prepare_from(
     except OSError as error:
         raise DataError(f"{data_dir}: cannot be made: {error.strerror}") from error
     with locked(data_dir / f".{info.name}.lock"):
-        ready = _ready(data_dir, info.name, print_, strict=strict)
+        ready = _ready(data_dir, info.name, wanted, strict=strict)
         if ready is not None:
             return ready
-        job = _Job(info=info, source=source, data_dir=data_dir, fingerprint=print_)
+        job = _Job(info=info, source=source, data_dir=data_dir, fingerprint=wanted)
         try:
             job.check_target_folder()
             job.run(progress or _silent, executor, strict=strict)

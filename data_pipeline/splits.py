@@ -6,14 +6,10 @@ n_test, val the n_val before those. Sizes by ratio are int(ratio * n): rows left
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-
-import numpy as np
-from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.info import SplitRecipe, SplitSizes
@@ -30,13 +26,6 @@ class Split:
     train: tuple[int, ...]
     val: tuple[int, ...]
     test: tuple[int, ...]
-
-    def codes(self, n: int) -> NDArray[np.int8]:
-        """(n,) the split of every row: 0 train, 1 val, 2 test, -1 none."""
-        codes = np.full(n, UNUSED, dtype=np.int8)
-        for code, indices in enumerate((self.train, self.val, self.test)):
-            codes[np.asarray(indices, dtype=np.int64)] = code
-        return codes
 
 
 def split_sizes(n: int, recipe: SplitRecipe) -> SplitSizes:
@@ -74,8 +63,3 @@ def make_split(n: int, recipe: SplitRecipe) -> Split:
         val=tuple(ids[-(sizes.val + sizes.test) : -sizes.test]),
         test=tuple(ids[-sizes.test :]),
     )
-
-
-def index_hash(indices: Sequence[int]) -> str:
-    """First 16 hex digits of the SHA-256 of the indices joined by newlines."""
-    return hashlib.sha256("\n".join(map(str, indices)).encode()).hexdigest()[:16]

@@ -10,6 +10,7 @@ from cluster.commands.info import add_data_dir
 from cluster.commands.predict import add_device
 from cluster.errors import UserError
 from cluster.log import say
+from data_pipeline.splits import SPLITS
 
 if TYPE_CHECKING:
     from cluster.scoring import Scored
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 HELP = "compare a trained model's predictions with a data set"
 
-SPLITS = ("train", "val", "test")
 WORST = 5
 ELEMENTS_A_LINE = 6
 

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 from cluster.commands.info import add_data_dir
 from cluster.errors import UserError
 from cluster.log import say
+from data_pipeline.info import SplitRecipe
 
 if TYPE_CHECKING:
     from data_pipeline.own import OwnData
     from data_pipeline.prepared import PreparedDataset
 
 HELP = "download and preprocess a data set, or make one of your own structures"
+
+_RECIPE = SplitRecipe()
+_RATIOS = ",".join(map(str, _RECIPE.ratios))
 
 OWN_ONLY = ("name", "split", "seed", "targets")
 """Options that say what to make of --source; a registered data set brings its own."""
@@ -46,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument(
         "--split",
         metavar="X,X,X",
-        help="parts for train, val and test (default 0.8,0.1,0.1; a source may bring splits)",
+        help=f"parts for train, val and test (default {_RATIOS}; a source may bring splits)",
     )
-    own.add_argument("--seed", type=int, metavar="N", help="seed of the split (default 123)")
+    own.add_argument("--seed", type=int, metavar="N", help=f"seed of the split (default {_RECIPE.seed})")
     own.add_argument("--targets", metavar="NAME,..", help="columns to predict (default: every column of numbers)")
 
 
@@ -107,9 +111,7 @@ def _ratios(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(
-            f"--split must be three numbers joined by commas, such as 0.8,0.1,0.1, got {text!r}"
-        ) from None
+        raise UserError(f"--split must be three numbers joined by commas, such as {_RATIOS}, got {text!r}") from None
 
 
 def summary(prepared: PreparedDataset) -> list[str]:
