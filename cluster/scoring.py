@@ -9,17 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cluster.dataset import prepared_for, require_rows
 from cluster.errors import UserError
 from cluster.evaluation import EVAL_BATCH
 from cluster.feed import Feed, TargetScaling
 from cluster.progress import counting
 from cluster.tables import open_split
 from crystalformer.artifact import Predictor, TargetScale
-from data_pipeline.datasets import resolve
+from data_pipeline.datasets import ResolvedDataset, resolve
 from data_pipeline.elements import symbol_of
-from data_pipeline.info import SourceKind
-from data_pipeline.prepare import prepare_dataset
-from data_pipeline.prepared import PreparedDataset, load_prepared
 from data_pipeline.table import PackedStructures, StructureTable
 from data_pipeline.validate import MAX_ATOMIC_NUMBER
 
@@ -61,13 +59,14 @@ def score_split(
     DataError where the data set is unknown or lacks a target; UserError where its unit is another or no row is there.
     """
     scales = predictor.card.targets
-    prepared, names = _prepared(dataset, scales, data_dir.resolve())
+    data_dir = data_dir.resolve()
+    found = _with_targets(dataset, scales, data_dir)
+    prepared, names = prepared_for(found, data_dir), found.target_names
     radius = predictor.card.model.neighbor_radius
     with counting() as progress:
         tables = open_split(prepared, split, names, radius, progress)
     structures = StructureTable.from_arrow(tables.structures, names)
-    if structures.num_rows == 0:
-        raise UserError(f"dataset {prepared.name!r} has no {split} row with {', '.join(names)}")
+    require_rows(structures, prepared, split, names)
     scaling = TargetScaling(scale=tuple(s.scale for s in scales), bias=tuple(s.bias for s in scales))
     feed = Feed(tables, names, radius, scaling)
     rows = np.arange(feed.num_rows)
@@ -83,18 +82,13 @@ def score_split(
     )
 
 
-def _prepared(
-    dataset: str, scales: tuple[TargetScale, ...], data_dir: Path
-) -> tuple[PreparedDataset, tuple[str, ...]]:
-    """The data set and its own names of the model's targets."""
+def _with_targets(dataset: str, scales: tuple[TargetScale, ...], data_dir: Path) -> ResolvedDataset:
+    """The data set with the model's targets. DataError where it lacks one, UserError where its unit is another."""
     found = resolve(dataset, [scale.name for scale in scales], data_dir)
     for target, scale in zip(found.targets, scales, strict=True):
         if scale.unit and target.unit and scale.unit != target.unit:
             raise UserError(f"{found.name} has {target.name} in {target.unit}, but the model predicts {scale.unit}")
-    if found.info.kind is SourceKind.OWN:
-        return load_prepared(data_dir, found.name), found.target_names
-    with counting() as progress:
-        return prepare_dataset(found.info, data_dir, progress=progress), found.target_names
+    return found
 
 
 def _elements(packed: PackedStructures) -> npt.NDArray[np.bool_]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 
 from cluster.checkpoint import CheckpointError
 from cluster.config import CONFIG_FILE, TrainConfig, save_yaml
+from cluster.dataset import dataset_of, require_rows, units_of
 from cluster.deepspeed_config import overlay_of
 from cluster.errors import RunFailed, UserError
 from cluster.feed import TargetScaling
 from cluster.files import write_text
 from cluster.launch import launch
-from cluster.log import say
 from cluster.progress import counting
 from cluster.report import RunResult, wall_seconds
 from cluster.run_folder import (
@@ -32,11 +31,7 @@ from cluster.session import ray_session
 from cluster.storage import RunStore
 from cluster.tables import SPLITS, open_split
 from cluster.tracking import Tracker
-from data_pipeline.datasets import resolve
 from data_pipeline.errors import DataError
-from data_pipeline.info import SourceKind
-from data_pipeline.prepare import prepare_dataset
-from data_pipeline.prepared import PreparedDataset, load_prepared
 from data_pipeline.table import StructureTable
 
 MAX_RADIUS = 100.0
@@ -70,19 +65,21 @@ def train(config: TrainConfig) -> RunResult:
 
 def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
     _check_reach(config)
-    dataset = _prepared(config)
+    dataset = dataset_of(config)
     check_data(config, store, dataset)
     radius = config.model.neighbor_radius
     with counting() as progress:
         tables = {split: open_split(dataset, split, config.data.target, radius, progress) for split in SPLITS}
     structures = {name: StructureTable.from_arrow(t.structures, config.data.target) for name, t in tables.items()}
-    _check_sizes(config, structures)
+    for split, table in structures.items():
+        require_rows(table, dataset, split, config.data.target)
+    _check_batch(config, structures["train"].num_rows)
     scaling = TargetScaling.fit(structures["train"].targets(), config.optim.normalize_targets)
     save_yaml(store.folder / CONFIG_FILE, config)
     if (overlay := overlay_of(config)) is not None:
         write_text(store.folder / OVERLAY_FILE, json.dumps(overlay, indent=1) + "\n")
     store.push(now=True)
-    units = {target.name: target.unit for target in dataset.targets if target.name in config.data.target}
+    units = units_of(dataset, config.data.target)
     with Tracker(config, store.folder) as tracker:
         found, took = read_finished(config, store), wall_seconds(store.folder)
         if found is None:
@@ -98,18 +95,6 @@ def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
     return result
 
 
-def _prepared(config: TrainConfig) -> PreparedDataset:
-    data_dir = Path(config.data.data_dir).resolve()
-    found = resolve(config.data.dataset, config.data.target, data_dir)
-    if found.info.kind is SourceKind.OWN:
-        return load_prepared(data_dir, found.name)
-    with counting() as progress:
-        dataset = prepare_dataset(found.info, data_dir, progress=progress)
-    if dataset.rejected and not dataset.reused:
-        say(f"{dataset.name}: {len(dataset.rejected)} rows rejected, listed in {dataset.path / 'dataset.json'}")
-    return dataset
-
-
 def _check_reach(config: TrainConfig) -> None:
     radius = config.model.neighbor_radius
     if radius > MAX_RADIUS:
@@ -119,11 +104,6 @@ def _check_reach(config: TrainConfig) -> None:
         )
 
 
-def _check_sizes(config: TrainConfig, structures: dict[str, StructureTable]) -> None:
-    for split, table in structures.items():
-        if table.num_rows == 0:
-            wanted = ", ".join(config.data.target)
-            raise UserError(f"dataset {config.data.dataset!r} has no {split} row with {wanted}")
-    rows = structures["train"].num_rows
+def _check_batch(config: TrainConfig, rows: int) -> None:
     if config.data.batch_size > rows:
         raise UserError(f"batch_size must be at most the {rows} training crystals, got {config.data.batch_size}")
