@@ -51,11 +51,6 @@ class Shells:
     distance: FloatArray
     count: IntArray
 
-    @property
-    def num_images(self) -> int:
-        """Images in all shells: the work a dense sum over the same radius would do."""
-        return int(self.count.sum())
-
 
 def find_shells(positions: FloatArray, lattice: FloatArray, radius: float) -> Shells:
     """All images of all atoms within ``radius`` (Å, inclusive) of each atom, itself at distance 0 among them.

@@ -16,9 +16,9 @@ from triton.runtime.errors import OutOfResources
 from crystalformer.batch import CrystalBatch
 from crystalformer.config import ModelConfig
 from crystalformer.ops import RadialBasis
-from crystalformer.ops.triton import Tiles, launch
+from crystalformer.ops.triton import launch
 from crystalformer.ops.triton.rows import rows_of
-from crystalformer.ops.triton.tiles import choose
+from crystalformer.ops.triton.tiles import Tiles, choose
 from tests.benchmarks.gpu_process import Row, Task
 from tests.benchmarks.gpu_timing import kernel_us, median_ms
 

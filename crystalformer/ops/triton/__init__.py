@@ -3,8 +3,7 @@
 Kernels in kernels.py, checks and launches in launch.py, compilation without a GPU in aot.py.
 """
 
-from crystalformer.ops.triton.launch import attend, available, refusal, validate
+from crystalformer.ops.triton.launch import attend, refusal
 from crystalformer.ops.triton.rows import rows_of as plan
-from crystalformer.ops.triton.tiles import Tiles
 
-__all__ = ["Tiles", "attend", "available", "plan", "refusal", "validate"]
+__all__ = ["attend", "plan", "refusal"]

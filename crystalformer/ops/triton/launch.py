@@ -57,14 +57,6 @@ def driver_problem() -> str | None:
 _DRIVER_PROBLEM = driver_problem() if torch.cuda.is_available() and not INTERPRETED else None
 
 
-def available() -> bool:
-    """Whether kernels run here: on an NVIDIA GPU of compute capability 8.0 or an AMD one that is within reach."""
-    if INTERPRETED or not torch.cuda.is_available():
-        return INTERPRETED
-    capable = torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
-    return capable and _DRIVER_PROBLEM is None
-
-
 def refusal(device: torch.device, dtype: torch.dtype, heads: int, features: int, bases: int) -> str | None:
     """Why the kernels do not take H heads of D features with K radial bases, or None where they do."""
     try:

@@ -13,9 +13,9 @@ triton = pytest.importorskip("triton", reason="Triton has wheels for Linux only"
 
 from triton.backends.compiler import GPUTarget  # noqa: E402 - after the check for triton
 
-from crystalformer.ops.triton import Tiles, aot  # noqa: E402
+from crystalformer.ops.triton import aot  # noqa: E402
 from crystalformer.ops.triton.launch import POINTER_TYPES  # noqa: E402
-from crystalformer.ops.triton.tiles import options  # noqa: E402
+from crystalformer.ops.triton.tiles import Tiles, options  # noqa: E402
 from tests.crystalformer.ops.triton import test_launch  # noqa: E402
 
 NVIDIA = ("sm_80", "sm_90", "sm_100")

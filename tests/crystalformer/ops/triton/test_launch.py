@@ -15,7 +15,8 @@ triton = pytest.importorskip("triton", reason="Triton has wheels for Linux only"
 
 from triton.backends.compiler import GPUTarget  # noqa: E402 - after the check for triton
 
-from crystalformer.ops.triton import Tiles, aot, kernels, launch, rows  # noqa: E402
+from crystalformer.ops.triton import aot, kernels, launch, rows  # noqa: E402
+from crystalformer.ops.triton.tiles import Tiles  # noqa: E402
 from tests.crystalformer.ops.triton import cases  # noqa: E402
 
 
