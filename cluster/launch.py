@@ -23,7 +23,7 @@ from cluster.loop import Job, run_worker
 from cluster.monitor import Message, Monitor
 from cluster.progress import Progress
 from cluster.report import MetricsLog, read_metrics
-from cluster.room import alive_nodes, cpus_that_fit, described, grows, share_of, workers_that_fit
+from cluster.room import WorkerResources, alive_nodes, described, grows, share_of, worker_share, workers_that_fit
 from cluster.session import autoscaled, own_session, require_told
 from cluster.snapshot import mend_snapshot
 from cluster.storage import RunStore
@@ -57,7 +57,7 @@ def launch(
         tables={},
         radius=config.model.neighbor_radius,
         scaling=scaling,
-        threads=reserved[0],
+        threads=reserved.threads,
         monitor=monitor,
         initial=load_initial(config, units),
         overlay=overlay_of(config),
@@ -65,7 +65,7 @@ def launch(
     with Recorder(store, config, units, track) as recorder, Interrupts() as interrupts:
         if mended:
             recorder.note(mended)
-        waiting = Waiting(config.scale.num_workers, reserved[1], recorder.note)
+        waiting = Waiting(config.scale.num_workers, reserved.resources, recorder.note)
         fit = Fit(
             lambda: _trainer(config, store, replace(job, tables=_shared(config, tables)), reserved),
             with_tasks=any(isinstance(table, SplitTables) for table in tables.values()),
@@ -119,19 +119,16 @@ def _shared(config: TrainConfig, tables: Mapping[str, AnyTables]) -> dict[str, S
     return {split: share(table, config.data.memory_limit_mb) for split, table in tables.items()}
 
 
-def _trainer(
-    config: TrainConfig, store: RunStore, job: Job, reserved: tuple[int, dict[str, float], bool]
-) -> TorchTrainer:
-    _, resources, gpu = reserved
+def _trainer(config: TrainConfig, store: RunStore, job: Job, reserved: WorkerResources) -> TorchTrainer:
     workers = config.scale.num_workers
     return _Trainer(
         _work,
         train_loop_config=job,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if reserved.gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(workers.fewest, workers.most) if workers.elastic else workers.most,
-            use_gpu=gpu,
-            resources_per_worker=resources,
+            use_gpu=reserved.gpu,
+            resources_per_worker=reserved.resources,
             elastic_resize_monitor_interval_s=config.scale.elastic_seconds,
         ),
         run_config=ray.train.RunConfig(
@@ -155,34 +152,27 @@ class _Trainer(TorchTrainer):
         return [callback for callback in callbacks if type(callback).__name__ not in unused]
 
 
-def worker_resources(config: TrainConfig) -> tuple[int, dict[str, float], bool]:
-    """torch threads of a worker, what Ray reserves for it, and whether it has a GPU.
-
-    UserError where the cluster has no room for the workers, on nodes that are there or may come.
-    """
+def worker_resources(config: TrainConfig) -> WorkerResources:
+    """What a worker has. UserError where the cluster has no room for all, on nodes that are there or may come."""
     scale, nodes = config.scale, alive_nodes()
     gpus, workers = sum(node.gpus for node in nodes), scale.num_workers
     if autoscaled():
         require_told(device=scale.device, cpus_per_worker=scale.cpus_per_worker)
     elif scale.device == "cuda" and gpus < workers.fewest and not grows():
         raise UserError(f"device cuda: {workers} workers need a GPU each, the cluster has {gpus:g}")
-    gpu = scale.device == "cuda" or (scale.device == "auto" and gpus >= workers.fewest)
+    share = worker_share(scale, nodes)
     if scale.cpus_per_worker is not None:
-        cpus = scale.cpus_per_worker
-        room = workers_that_fit(nodes, cpus, gpu=gpu)
+        room = workers_that_fit(nodes, share.cpus, gpu=share.gpu)
         if room < workers.fewest and not grows():
-            each = share_of(cpus, gpu=gpu)
+            each = share_of(share.cpus, gpu=share.gpu)
             raise UserError(
-                f"cpus_per_worker {cpus:g}: there is room for {room} of {workers} workers of {each} each on the "
-                f"cluster's {described(nodes)}"
+                f"cpus_per_worker {share.cpus:g}: there is room for {room} of {workers} workers of {each} each "
+                f"on the cluster's {described(nodes)}"
             )
-    else:
-        cpus = cpus_that_fit(nodes, min(workers.most, int(gpus)) if gpu else workers.most, gpu=gpu)
-        if not cpus:
-            kind = "a CPU and a GPU" if gpu else "a CPU"
-            raise UserError(f"num_workers {workers}: they need {kind} each, the cluster has {described(nodes)}")
-    threads = scale.threads_per_worker or max(1, int(cpus))
-    return threads, {"CPU": cpus} | ({"GPU": 1.0} if gpu else {}), gpu
+    elif not share.cpus:
+        kind = "a CPU and a GPU" if share.gpu else "a CPU"
+        raise UserError(f"num_workers {workers}: they need {kind} each, the cluster has {described(nodes)}")
+    return share
 
 
 class Recorder:

@@ -5,14 +5,17 @@ All of it is reckoned in ten-thousandths of a CPU, as Ray does: 0.3 CPUs are a t
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import ray
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
+from cluster.config import ScaleConfig
 from cluster.session import autoscaled
 
 _PARTS = 10_000
@@ -35,6 +38,37 @@ def alive_nodes() -> list[Node]:
 def grows() -> bool:
     """Whether an autoscaler adds nodes for what waits: told to this process, or, on other nodes, by the cluster."""
     return autoscaled() or (ray.is_initialized() and bool(is_autoscaler_v2()))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerResources:
+    """What a worker has: torch threads, what Ray reserves for it ("CPU", and "GPU" where it has one), and whether."""
+
+    threads: int
+    resources: dict[str, float]
+    gpu: bool
+
+    @property
+    def cpus(self) -> float:
+        """Those that are reserved."""
+        return self.resources["CPU"]
+
+
+def worker_share(scale: ScaleConfig, nodes: Sequence[Node], at_most: float = math.inf) -> WorkerResources:
+    """What each worker is to have: CPUs as the settings say, else the most that all workers can, up to ``at_most``.
+
+    These are 0 where there is no room at any number; nor is it checked that there are as many GPUs as workers.
+    """
+    workers, gpus = scale.num_workers, sum(node.gpus for node in nodes)
+    gpu = scale.device == "cuda" or (scale.device == "auto" and gpus >= workers.fewest)
+    cpus = scale.cpus_per_worker
+    if cpus is None:
+        cpus = min(at_most, cpus_that_fit(nodes, min(workers.most, int(gpus)) if gpu else workers.most, gpu=gpu))
+    return WorkerResources(
+        threads=scale.threads_per_worker or max(1, int(cpus)),
+        resources={"CPU": cpus} | ({"GPU": 1.0} if gpu else {}),
+        gpu=gpu,
+    )
 
 
 def workers_that_fit(nodes: Sequence[Node], cpus: float, *, gpu: bool) -> int:

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cluster.config import TrainConfig
 from cluster.errors import UserError
 from cluster.interrupts import Interrupts, RunStopped
-from cluster.room import alive_nodes, cpus_that_fit, workers_that_fit
+from cluster.room import alive_nodes, worker_share, workers_that_fit
 from cluster.session import autoscaled, ray_session, require_told
 from data_pipeline.prepared import PreparedDataset
 from tune.adapters import Ending, StudyScheduler, StudySearcher
@@ -242,38 +242,35 @@ def _library(plan: Search, dataset: PreparedDataset) -> Any:  # noqa: ANN401 - a
 def _capacity(plan: Search) -> Capacity:
     """How many trials run at once: as many as have room for all their workers, so that none waits for another's.
 
-    Whether workers have GPUs and how many CPUs is reckoned as for a run (cluster/launch.py), and told to the trials.
+    Whether workers have GPUs and how many CPUs is reckoned as for a run (cluster/room.py), and told to the trials.
     """
     scale, nodes = plan.config.scale, alive_nodes()
-    workers, gpus = scale.num_workers, sum(node.gpus for node in nodes)
-    gpu = scale.device == "cuda" or (scale.device == "auto" and gpus >= workers.fewest)
-    cpus, fit = scale.cpus_per_worker or 0.0, plan.options.concurrent or 0
+    workers, fit = scale.num_workers, plan.options.concurrent or 0
+    share = worker_share(scale, nodes, at_most=1.0)
+    cpus = share.cpus
     if autoscaled():
         told = plan.options.concurrent
         require_told(device=scale.device, cpus_per_worker=scale.cpus_per_worker, concurrent=told)
     else:
-        if gpu and gpus < workers.fewest:
+        gpus = sum(node.gpus for node in nodes)
+        if share.gpu and gpus < workers.fewest:
             raise UserError(f"device cuda: a trial's {workers} workers need a GPU each, the cluster has {gpus:g}")
-        most = min(workers.most, int(gpus)) if gpu else workers.most
-        cpus = cpus or min(1.0, cpus_that_fit(nodes, most, gpu=gpu))
-        room = workers_that_fit(nodes, cpus, gpu=gpu) if cpus else 0
+        room = workers_that_fit(nodes, cpus, gpu=share.gpu) if cpus else 0
         if room < workers.fewest:
             total = sum(node.cpus for node in nodes)
             raise UserError(
                 f"cpus_per_worker {cpus:g}: a trial of {workers} workers does not fit the cluster's {total:g} CPUs"
             )
         fit = max(1, room // workers.most)
-    threads = scale.threads_per_worker or max(1, int(cpus))
-    own = {"CPU": cpus} | ({"GPU": 1.0} if gpu else {})
     reserved = cpus if workers.most == 1 else max(int(1e4 * SHARE * cpus), 1) / 1e4
     return Capacity(
-        resources=PlacementGroupFactory([own if workers.most == 1 else {"CPU": OUTER_CPUS}]),
+        resources=PlacementGroupFactory([share.resources if workers.most == 1 else {"CPU": OUTER_CPUS}]),
         config={
             "cpus_per_worker": reserved,
-            "threads_per_worker": threads,
-            "device": "cuda" if gpu else "cpu",
+            "threads_per_worker": share.threads,
+            "device": "cuda" if share.gpu else "cpu",
         },
-        threads=threads,
+        threads=share.threads,
         trials=min(fit, plan.options.concurrent or fit),
     )
 

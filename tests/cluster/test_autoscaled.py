@@ -7,6 +7,7 @@ import ray
 
 from cluster.errors import UserError
 from cluster.launch import worker_resources
+from cluster.room import WorkerResources
 from cluster.screening import shared_out
 from tests.cluster.small import SMALL, small_config
 from tune.folder import new_search
@@ -29,7 +30,8 @@ def search(tmp_path, options, **settings):
 
 
 def test_a_run_takes_what_it_is_told(empty):
-    assert worker_resources(small_config(num_workers=2, **TOLD)) == (7, {"CPU": 7.0, "GPU": 1.0}, True)
+    taken = WorkerResources(threads=7, resources={"CPU": 7.0, "GPU": 1.0}, gpu=True)
+    assert worker_resources(small_config(num_workers=2, **TOLD)) == taken
 
 
 def test_a_search_takes_what_it_is_told(empty, tmp_path):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cluster.room import Node, cpus_that_fit, described, workers_that_fit
+from cluster.config import ScaleConfig
+from cluster.room import Node, cpus_that_fit, described, worker_share, workers_that_fit
 
 HEAD_AND_TWO = [Node(16), Node(64, 8), Node(64, 8)]
 
@@ -63,3 +64,26 @@ def test_nodes_in_words():
     assert described([*HEAD_AND_TWO, Node(0)]) == "1 node of 16 CPUs, 2 nodes of 64 CPUs and 8 GPUs"
     assert described([Node(1), Node(0.5, 1)]) == "1 node of 0.5 CPUs and 1 GPU, 1 node of 1 CPU"
     assert described([Node(0)]) == "no node with CPUs"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings", "threads", "resources"),
+    [
+        ([Node(8)], {"num_workers": "2"}, 4, {"CPU": 4}),
+        ([Node(8, 2)], {"num_workers": "2"}, 4, {"CPU": 4, "GPU": 1}),
+        ([Node(8, 1)], {"num_workers": "2"}, 4, {"CPU": 4}),
+        ([Node(8, 2)], {"num_workers": "1-4"}, 4, {"CPU": 4, "GPU": 1}),
+        ([Node(8, 2)], {"num_workers": "2", "device": "cpu", "cpus_per_worker": 1.5}, 1, {"CPU": 1.5}),
+        ([Node(8)], {"num_workers": "2", "threads_per_worker": 3}, 3, {"CPU": 4}),
+        ([], {"num_workers": "2"}, 1, {"CPU": 0}),
+    ],
+)
+def test_the_share_of_a_worker(nodes, settings, threads, resources):
+    share = worker_share(ScaleConfig(**settings), nodes)
+    assert (share.threads, share.resources, share.gpu, share.cpus) == (
+        threads,
+        resources,
+        "GPU" in resources,
+        resources["CPU"],
+    )
+    assert worker_share(ScaleConfig(**settings), nodes, at_most=2.0).cpus == min(2.0, share.cpus)

@@ -8,6 +8,7 @@ import ray
 import tune  # noqa: F401 - sets Ray's environment
 from cluster.config import TrainConfig
 from cluster.launch import worker_resources
+from cluster.room import WorkerResources
 from tune.folder import new_search
 from tune.search import _capacity
 
@@ -44,7 +45,7 @@ def test_trials_of_several_workers_fit_with_the_processes_beside_them(
 ):
     capacity, reserved = reckoned(nodes, **settings)
     assert capacity.trials == trials
-    assert reserved == (threads, workers, "GPU" in workers)
+    assert reserved == WorkerResources(threads=threads, resources=workers, gpu="GPU" in workers)
     most = 4 if settings["num_workers"] == "1-4" else settings["num_workers"]
     beside = capacity.resources.required_resources["CPU"]
     if "GPU" not in workers:
