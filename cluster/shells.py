@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,10 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many rows are done, and how many there are; not where nothing is to be done."""
 
 FORMAT = "3"
+
+SHELLS_FOLDER = "shells"
+"""Of a data set: what is found of its crystals, and its splits as Arrow files."""
+
 _CHUNK = 512
 
 _PACKED_AT_ONCE = 16
@@ -64,10 +69,10 @@ def _find(structures: StructureTable, rows: IntArray, radius: float) -> pa.Table
         for size, end, cell in zip(packed.sizes, ends, packed.lattice, strict=True)
     ]
     columns = [
-        _list_column([np.diff(s.ptr) for s in found], pa.int32()),
-        _list_column([s.neighbor for s in found], pa.int32()),
-        _list_column([s.distance for s in found], pa.float32()),
-        _list_column([s.count for s in found], pa.int16()),
+        _joined([np.diff(s.ptr) for s in found], pa.int32()),
+        _joined([s.neighbor for s in found], pa.int32()),
+        _joined([s.distance for s in found], pa.float32()),
+        _joined([s.count for s in found], pa.int16()),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
@@ -77,10 +82,8 @@ def _no_shells(atoms: int) -> Shells:
     return Shells(ptr=np.zeros(atoms + 1, dtype=np.int64), neighbor=nothing, distance=np.zeros(0), count=nothing)
 
 
-def _list_column(parts: list[npt.NDArray[np.generic]], value_type: pa.DataType) -> pa.LargeListArray:
-    offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
-    values = pa.array(np.concatenate(parts).astype(value_type.to_pandas_dtype()), value_type)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), values)
+def _joined(parts: list[npt.NDArray[np.generic]], kind: pa.DataType) -> pa.LargeListArray:
+    return list_column(np.cumsum([0, *map(len, parts)]), np.concatenate(parts), kind)
 
 
 def _found(structures: StructureTable, radius: float, progress: Progress, ray_from: float) -> Iterator[pa.Table]:
@@ -131,7 +134,7 @@ def find_table_shells(structures: pa.Table, *, radius: float) -> pa.Table:
 
 def shells_file(folder: Path, split: str, radius: float) -> Path:
     """Where ``cached_shells`` keeps a split's shells within ``radius`` Å."""
-    return folder / "shells" / f"{split}-{radius:.4f}.arrow"
+    return folder / SHELLS_FOLDER / f"{split}-{radius:.4f}.arrow"
 
 
 def cached_shells(
@@ -169,10 +172,10 @@ class ShellTable:
 
     def __init__(self, table: pa.Table, radius: float) -> None:
         self.radius = radius
-        self._rows_at, self._rows_an_atom = _flatten(table.column("rows_an_atom"))
-        self._at, self._neighbor = _flatten(table.column("neighbor"))
-        _, self._distance = _flatten(table.column("distance"))
-        _, self._count = _flatten(table.column("count"))
+        self._rows_at, self._rows_an_atom = flatten(table.column("rows_an_atom"))
+        self._at, self._neighbor = flatten(table.column("neighbor"))
+        _, self._distance = flatten(table.column("distance"))
+        _, self._count = flatten(table.column("count"))
         self.costs: IntArray = np.diff(self._at)
         """(crystals,) shells of each crystal: the work its attention is."""
 
@@ -207,9 +210,17 @@ def _slices(offsets: IntArray, rows: IntArray) -> list[slice]:
     return [slice(a, b) for a, b in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)]
 
 
-def _flatten(column: pa.ChunkedArray) -> tuple[IntArray, npt.NDArray[np.generic]]:
-    """(rows + 1,) offsets and the values of a list column; without copying where it is one chunk."""
+def list_column(offsets: IntArray, values: npt.NDArray[Any], kind: pa.DataType) -> pa.LargeListArray:
+    """A list column of (rows + 1,) offsets and its values, which become of type ``kind``."""
+    kept = pa.array(values.astype(kind.to_pandas_dtype(), copy=False), kind)
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), kept)
+
+
+def flatten(column: pa.ChunkedArray) -> tuple[IntArray, npt.NDArray[Any]]:
+    """(rows + 1,) offsets from 0 and the values of a list column; without copying where it is one whole chunk."""
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks)
-    return array.offsets.to_numpy().astype(np.int64, copy=False), array.values.to_numpy(zero_copy_only=True)
+    offsets = array.offsets.to_numpy().astype(np.int64, copy=False)
+    values = array.values.to_numpy(zero_copy_only=True)[offsets[0] : offsets[-1]]
+    return offsets - offsets[0] if offsets[0] else offsets, values

@@ -20,7 +20,7 @@ import pyarrow as pa
 import ray
 
 from cluster.feed import TargetScaling
-from cluster.shells import SCHEMA
+from cluster.shells import SCHEMA, flatten, list_column
 from cluster.tables import BYTES_A_MB, SharedTables, SplitTables, TablesOnDisk, open_split, share
 from data_pipeline.prepared import PreparedDataset
 from data_pipeline.table import StructureTable
@@ -56,31 +56,16 @@ def grid_radius(radius: float, base: float) -> float:
 
 def within(shells: pa.Table, radius: float) -> pa.Table:
     """The lists cut to ``radius`` (Å): the shells no farther, in their order."""
-    rows, atoms = _flat(shells.column("rows_an_atom"))
-    starts, distance = _flat(shells.column("distance"))
+    rows, atoms = flatten(shells.column("rows_an_atom"))
+    starts, distance = flatten(shells.column("distance"))
     keep = distance <= np.float32(radius)
     kept_before = np.concatenate([[0], np.cumsum(keep)])
-    atom_ends = starts[0] + np.concatenate([[0], np.cumsum(atoms)])
-    per_atom = np.diff(kept_before[atom_ends - starts[0]])
-    offsets = kept_before[starts - starts[0]]
-    columns = [_list(rows - rows[0], per_atom, pa.int32())]
+    per_atom = np.diff(kept_before[np.concatenate([[0], np.cumsum(atoms)])])
+    columns = [list_column(rows, per_atom, pa.int32())]
     for name in ("neighbor", "distance", "count"):
-        _, values = _flat(shells.column(name))
-        columns.append(_list(offsets, values[keep], SCHEMA.field(name).type.value_type))
+        _, values = flatten(shells.column(name))
+        columns.append(list_column(kept_before[starts], values[keep], SCHEMA.field(name).type.value_type))
     return pa.Table.from_arrays(columns, schema=SCHEMA)
-
-
-def _flat(column: pa.ChunkedArray) -> tuple[Any, Any]:
-    """(rows + 1,) offsets into the file's values, and the values of these rows."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks)
-    offsets = array.offsets.to_numpy().astype(np.int64, copy=False)
-    return offsets, array.values.to_numpy(zero_copy_only=True)[offsets[0] : offsets[-1]]
-
-
-def _list(offsets: Any, values: Any, kind: pa.DataType) -> pa.LargeListArray:  # noqa: ANN401 - numpy arrays
-    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values, kind))
 
 
 class Tables:
