@@ -235,3 +235,10 @@ def test_the_gpu_tests_are_found_where_only_torch_and_triton_are():
     done = import_with_blocked("pytest", *libraries, then=collect)
     assert done.returncode == 0, done.stdout
     assert "tests/crystalformer/ops/triton/test_gpu.py" in done.stdout
+
+
+def test_the_leaves_which_do_not_know_each_other_know_the_same_elements():
+    from crystalformer.config import MAX_ATOMIC_NUMBER as OF_THE_MODEL
+    from data_pipeline.validate import MAX_ATOMIC_NUMBER as OF_THE_DATA
+
+    assert OF_THE_MODEL == OF_THE_DATA
