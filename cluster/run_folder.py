@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -194,15 +194,26 @@ def read_finished(config: TrainConfig, store: RunStore) -> tuple[TrainState, Out
         return None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunData:
+    """What a run learns from: the data set, its rows that have every target, units and normalization of these."""
+
+    dataset: PreparedDataset
+    structures: Mapping[str, StructureTable]
+    """By split."""
+    units: dict[str, str]
+    """By target."""
+    scaling: TargetScaling
+
+
 def run_result(
-    config: TrainConfig,
-    store: RunStore,
-    structures: dict[str, StructureTable],
-    units: dict[str, str],
-    state: TrainState,
-    outcome: Outcome,
-    seconds: float,
+    config: TrainConfig, store: RunStore, data: RunData, state: TrainState, outcome: Outcome, seconds: float
 ) -> RunResult:
+    """What a finished run reports; errors are in the targets' units.
+
+    state: where it ended. outcome: its predictions are (n, T) of the test split, in units. seconds: from start to
+    end. RuntimeError where no epoch was the best.
+    """
     if state.best is None:
         raise RuntimeError(f"the final checkpoint in {store.location} names no best epoch")
     truth = outcome.predictions["truth"].numpy()
@@ -215,16 +226,16 @@ def run_result(
         run_dir=store.location,
         dataset=str(config.data.dataset),
         targets=config.data.target,
-        units=units,
+        units=data.units,
         seed=config.run.seed,
         epochs=config.optim.epochs,
         num_parameters=facts["num_parameters"],
         world_size=facts["world_size"],
         zero_stage=config.scale.zero_stage,
         device=facts["device"],
-        train_size=structures["train"].num_rows,
-        val_size=structures["val"].num_rows,
-        test_size=structures["test"].num_rows,
+        train_size=data.structures["train"].num_rows,
+        val_size=data.structures["val"].num_rows,
+        test_size=data.structures["test"].num_rows,
         best_epoch=state.best.epoch,
         val_mae=state.best.mae,
         test_mae=errors[BEST],
@@ -243,18 +254,14 @@ def _throughput(rows: list[dict[str, Any]]) -> float:
     return float(np.median(rates[1:] or rates))
 
 
-def write_run(
-    run_dir: Path,
-    config: TrainConfig,
-    dataset: PreparedDataset,
-    structures: Mapping[str, StructureTable],
-    scaling: TargetScaling,
-    outcome: Outcome,
-    result: RunResult,
-) -> None:
+def write_run(run_dir: Path, config: TrainConfig, data: RunData, outcome: Outcome, result: RunResult) -> None:
+    """Fill the run folder: model folders, predictions (n, T) of the test split in units, pictures, results.
+
+    results.json is the last, so that a run which has it is whole. OSError where a file cannot be written.
+    """
     from cluster.plots import plot_curves, plot_parity  # matplotlib is slow to import
 
-    card = _model_card(config, dataset, structures["train"], scaling, result)
+    card = _model_card(config, data, result)
     for name, weights in outcome.models.items():
         errors = result.test_mae if name == BEST else result.test_mae_swa
         save_model(
@@ -263,7 +270,7 @@ def write_run(
             weights,
         )
     truth, prediction = outcome.predictions["truth"].numpy(), outcome.predictions[BEST].numpy()
-    write_predictions(run_dir, structures["test"].material_ids(), config.data.target, truth, prediction)
+    write_predictions(run_dir, data.structures["test"].material_ids(), config.data.target, truth, prediction)
     plot_parity(run_dir / "parity.png", config.data.target, result.units, truth, prediction)
     averaged = averaged_epochs(config)
     plot_curves(
@@ -275,23 +282,17 @@ def write_run(
     write_results(run_dir, result)
 
 
-def _model_card(
-    config: TrainConfig,
-    dataset: PreparedDataset,
-    train: StructureTable,
-    scaling: TargetScaling,
-    result: RunResult,
-) -> ModelCard:
-    elements, ranges = seen_in(train)
-    targets = zip(config.data.target, scaling.scale, scaling.bias, strict=True)
+def _model_card(config: TrainConfig, data: RunData, result: RunResult) -> ModelCard:
+    elements, ranges = seen_in(data.structures["train"])
+    targets = zip(config.data.target, data.scaling.scale, data.scaling.bias, strict=True)
     return ModelCard(
         model=config.model,
         targets=tuple(
             TargetScale(name=name, unit=result.units[name], scale=scale, bias=bias) for name, scale, bias in targets
         ),
         provenance={
-            "dataset": dataset.name,
-            "dataset_fingerprint": dataset.fingerprint,
+            "dataset": data.dataset.name,
+            "dataset_fingerprint": data.dataset.fingerprint,
             "train_size": result.train_size,
             "elements": list(elements),
             **({} if config.run.init_from is None else {"init_from": config.run.init_from}),

@@ -17,6 +17,7 @@ from cluster.progress import counting
 from cluster.report import RunResult, wall_seconds
 from cluster.run_folder import (
     OVERLAY_FILE,
+    RunData,
     check_data,
     claimed,
     open_run,
@@ -79,18 +80,20 @@ def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
     if (overlay := overlay_of(config)) is not None:
         write_text(store.folder / OVERLAY_FILE, json.dumps(overlay, indent=1) + "\n")
     store.push(now=True)
-    units = units_of(dataset, config.data.target)
+    data = RunData(
+        dataset=dataset, structures=structures, units=units_of(dataset, config.data.target), scaling=scaling
+    )
     with Tracker(config, store.folder) as tracker:
         found, took = read_finished(config, store), wall_seconds(store.folder)
         if found is None:
             took = None
             with ray_session():
-                final = launch(config, store, tables, scaling, units, track=tracker.row)
+                final = launch(config, store, tables, scaling, data.units, track=tracker.row)
                 found = read_final(final)
         state, outcome = found
         seconds = time.monotonic() - start if took is None else took
-        result = run_result(config, store, structures, units, state, outcome, seconds)
-        write_run(store.folder, config, dataset, structures, scaling, outcome, result)
+        result = run_result(config, store, data, state, outcome, seconds)
+        write_run(store.folder, config, data, outcome, result)
         tracker.result(result)
     return result
 
