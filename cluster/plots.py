@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cluster.report import with_unit
+from cluster.report import labelled, with_unit
+from cluster.scoring import errors_of
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -45,8 +47,8 @@ def plot_parity(
 
 def _draw_parity(axes: Axes, name: str, unit: str, truth: Array, prediction: Array) -> None:
     axes.set_title(name, parse_math=False)
-    axes.set_xlabel(_label("true", unit))
-    axes.set_ylabel(_label("predicted", unit))
+    axes.set_xlabel(labelled("true", _pretty(unit)))
+    axes.set_ylabel(labelled("predicted", _pretty(unit)))
     axes.set_aspect("equal")
     if truth.size == 0:
         axes.text(0.5, 0.5, "no crystals", transform=axes.transAxes, ha="center", color=_GREY)
@@ -64,11 +66,10 @@ def _draw_parity(axes: Axes, name: str, unit: str, truth: Array, prediction: Arr
 
 
 def _summary(unit: str, truth: Array, prediction: Array) -> str:
-    residual, spread = prediction - truth, truth - truth.mean()
-    total = float((spread**2).sum())
-    lines = [f"MAE {_pretty(with_unit(float(np.abs(residual).mean()), unit))}"]
-    if total > 0:
-        lines.append(f"R² {1 - float((residual**2).sum()) / total:.3f}")
+    errors = errors_of(truth, prediction)
+    lines = [f"MAE {_pretty(with_unit(errors.mae, unit))}"]
+    if math.isfinite(errors.r2):
+        lines.append(f"R² {errors.r2:.3f}")
     return "\n".join([*lines, f"{truth.size} crystals"])
 
 
@@ -89,7 +90,7 @@ def plot_curves(
         mae = _column([(row.get("val_mae") or {}).get(name) for row in rows])
         _draw_curve(axes, epochs, mae)
         axes.set_title(f"validation: {name}", parse_math=False)
-        axes.set_ylabel(_label("MAE", unit))
+        axes.set_ylabel(labelled("MAE", _pretty(unit)))
         if np.isfinite(mae).any():
             best = int(np.nanargmin(mae))
             label = f"best: {mae[best]:.4g}, epoch {epochs[best]:g}"
@@ -126,10 +127,6 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
         axes.grid(color="#e5e5e5", linewidth=0.6)
         axes.set_axisbelow(True)
     return figure, panels
-
-
-def _label(text: str, unit: str) -> str:
-    return text if unit in ("", "1") else f"{text} [{_pretty(unit)}]"
 
 
 def _pretty(unit: str) -> str:

@@ -16,6 +16,7 @@ from cluster.ahead import ahead
 from cluster.answers import Cell
 from cluster.errors import UserError
 from cluster.feed import batch_of_crystals
+from cluster.report import labelled
 from cluster.seen import Seen
 from cluster.storage import local_folder
 from crystalformer.artifact import WORK_AT_ONCE, Predictor, batch_work, load_model
@@ -84,7 +85,7 @@ class Ensemble:
     def header(self) -> list[str]:
         """The columns of ``row``, with units."""
         names = [""] if len(self._models) == 1 else ["", " spread"]
-        values = [_with_unit(name + what, unit) for name, unit in self.targets for what in names]
+        values = [labelled(name + what, unit) for name, unit in self.targets for what in names]
         return ["id", "formula", *values, "warning"]
 
     def predict(self, found: Iterable[Found], batch_size: int | None = None) -> Iterator[Prediction]:
@@ -131,12 +132,8 @@ def row(prediction: Prediction) -> list[Cell]:
     return [prediction.id, prediction.formula, *numbers, prediction.warning]
 
 
-def _with_unit(name: str, unit: str) -> str:
-    return name if unit in ("", "1") else f"{name} [{unit}]"
-
-
 def _listed(targets: Sequence[tuple[str, str]]) -> str:
-    return ", ".join(_with_unit(name, unit) for name, unit in targets)
+    return ", ".join(labelled(name, unit) for name, unit in targets)
 
 
 def _groups(found: Iterable[Found], radius: float, batch_size: int | None) -> Iterator[list[Found]]:

@@ -191,6 +191,11 @@ def with_unit(value: float, unit: str) -> str:
     return f"{value:.4f}" if unit in ("", "1") else f"{value:.4f} {unit}"
 
 
+def labelled(name: str, unit: str) -> str:
+    """``name [unit]``, or the name alone where the unit is unknown (empty) or ``1`` (dimensionless)."""
+    return name if unit in ("", "1") else f"{name} [{unit}]"
+
+
 def write_predictions(
     run_dir: str | Path,
     material_ids: Sequence[str],

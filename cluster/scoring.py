@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -102,7 +103,7 @@ def _elements(packed: PackedStructures) -> npt.NDArray[np.bool_]:
     return found
 
 
-def errors_of(truth: Floats, prediction: Floats) -> Errors:
+def errors_of(truth: npt.NDArray[np.floating[Any]], prediction: npt.NDArray[np.floating[Any]]) -> Errors:
     """Of one target, (n,) each."""
     residual, spread = prediction - truth, truth - truth.mean()
     total = float((spread**2).sum())

@@ -83,10 +83,10 @@ def describe(data_dir: Path, name: str) -> str:
     for target in prepared.targets:
         statistics = prepared.statistics[target.name]
         absent = f"; missing in {contents.missing[target.name]} rows" if contents.missing[target.name] else ""
-        unit = target.unit or "no unit given"
+        unit = "" if target.unit == "1" else f" [{target.unit or 'no unit given'}]"
         lines += [
             "",
-            f"{target.name} [{unit}]: training mean {statistics.mean:.4g}, std {statistics.std:.4g}{absent}",
+            f"{target.name}{unit}: training mean {statistics.mean:.4g}, std {statistics.std:.4g}{absent}",
             *([f"  {target.description}"] if target.description else []),
             *histogram(contents.values[target.name]),
         ]
@@ -138,7 +138,8 @@ def plot(data_dir: Path, name: str, out: Path) -> Path:
     _bars(figure.add_subplot(grid[0, :]), contents.elements)
     _bins(figure.add_subplot(grid[1, 0]), contents.atoms, "atoms a cell")
     for i, target in enumerate(prepared.targets):
-        _bins(figure.add_subplot(grid[1, i + 1]), contents.values[target.name], f"{target.name} ({target.unit})")
+        unit = "" if target.unit in ("", "1") else f" ({target.unit})"
+        _bins(figure.add_subplot(grid[1, i + 1]), contents.values[target.name], f"{target.name}{unit}")
     sizes = ", ".join(f"{n} {split}" for split, n in contents.sizes.items())
     figure.suptitle(f"{prepared.name}: {sizes}; {len(prepared.rejected)} rows rejected")
     figure.savefig(out, dpi=120)

@@ -78,6 +78,7 @@ def is_model(folder: Path) -> bool:
 
 def describe_model(location: str | Path) -> list[str]:
     """Targets with units, architecture, ranges and provenance of a model folder. UserError for an unreadable card."""
+    from cluster.report import labelled
     from cluster.storage import local_folder
     from crystalformer.artifact import read_card
 
@@ -88,8 +89,8 @@ def describe_model(location: str | Path) -> list[str]:
         raise UserError(str(error)) from error
     lines = [_line("model", str(location))]
     for target in card.targets:
-        unit = f" [{target.unit}]" if target.unit else ""
-        lines.append(_line("target", f"{target.name}{unit} = output * {target.scale:.6g} + {target.bias:.6g}"))
+        name = labelled(target.name, target.unit)
+        lines.append(_line("target", f"{name} = output * {target.scale:.6g} + {target.bias:.6g}"))
     for name, value in card.model.to_dict().items():
         lines.append(_line("setting", f"{name} {_words(value)}"))
     if card.ranges is not None:
@@ -162,8 +163,10 @@ def draw_dataset(name: str, data_dir: Path, file: str) -> Path:
 
 
 def _registered_lines(info: DatasetInfo) -> list[str]:
+    from cluster.report import labelled
+
     lines = [_line("name", info.name)]
-    lines += [_line("target", f"{target.name} [{target.unit}]: {target.description}") for target in info.targets]
+    lines += [_line("target", f"{labelled(t.name, t.unit)}: {t.description}") for t in info.targets]
     if info.expected is not None:
         sizes = info.expected
         lines.append(_line("splits", f"train {sizes.train}, val {sizes.val}, test {sizes.test} (as published)"))
@@ -173,7 +176,9 @@ def _registered_lines(info: DatasetInfo) -> list[str]:
 
 
 def _names(targets: Iterable[TargetInfo]) -> str:
-    return ", ".join(f"{target.name} [{target.unit}]" for target in targets)
+    from cluster.report import labelled
+
+    return ", ".join(labelled(target.name, target.unit) for target in targets)
 
 
 def _line(label: str, value: str) -> str:

@@ -116,10 +116,11 @@ def _ratios(text: str) -> tuple[float, ...]:
 
 def summary(prepared: PreparedDataset) -> list[str]:
     """Sizes, rejected rows with their reasons, where it lies, and what to do with it."""
+    from cluster.report import labelled
     from data_pipeline.describe import rejected_lines
 
     sizes, own = prepared.sizes, prepared.own_splits
-    targets = ", ".join(f"{t.name} [{t.unit}]" if t.unit else t.name for t in prepared.targets)
+    targets = ", ".join(labelled(t.name, t.unit) for t in prepared.targets)
     return [
         f"{prepared.name}: {sizes.train} train, {sizes.val} val, {sizes.test} test; targets {targets}",
         *(["splits    the source's own: its column or files name them, not --split and --seed"] if own else []),

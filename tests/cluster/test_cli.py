@@ -173,7 +173,9 @@ def test_the_summary_names_folder_errors_and_time():
 
 def test_info_lists_the_data_sets_and_describes_one(capsys, tmp_path):
     assert main(["info", "--data_dir", str(tmp_path)]) == 0
-    assert "shear [log10(GPa)], bulk [log10(GPa)]" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "shear [log10(GPa)], bulk [log10(GPa)]" in listed
+    assert "bandgap [eV], n\n" in listed and "[1]" not in listed
     assert main(["info", "elastic_tensor_2015", "--data-dir", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "train 944, val 118, test 118" in text

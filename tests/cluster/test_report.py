@@ -15,6 +15,7 @@ from cluster.report import (
     collect_versions,
     git_commit,
     json_ready,
+    labelled,
     read_metrics,
     scalars_of,
     with_unit,
@@ -160,6 +161,7 @@ def test_predictions_must_fit_their_names(tmp_path, truth, prediction):
 
 
 def test_units_are_shown_but_for_pure_numbers():
+    assert [labelled("x", unit) for unit in ("eV", "1", "")] == ["x [eV]", "x", "x"]
     assert [with_unit(0.12345, unit) for unit in ("eV", "1", "")] == ["0.1235 eV", "0.1235", "0.1235"]
 
 

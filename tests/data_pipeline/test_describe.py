@@ -18,6 +18,7 @@ def test_text_of_an_embedded_set(tmp_path):
     assert text.startswith("dielectric_2017: 844 train, 105 val, 105 test\n")
     for part in ("Sci. Data 4, 160134", "CC BY 4.0", "bandgap [eV]: training mean 2.149", "no row was rejected"):
         assert part in text
+    assert "\nn: training mean" in text  # a pure number has no unit to be shown
     assert text.endswith("2 usable rows are in no split, left over by its sizes or ratios")
     assert "63 elements" in text and "\n  O 217  " in text
 
