@@ -39,6 +39,15 @@ def golden_crystals() -> tuple[Crystal, ...]:
     return tuple(Crystal(*arrays) for arrays in golden.load("real_k16").crystals())
 
 
+def golden_structures() -> list:
+    """The same as pymatgen's Structures."""
+    from pymatgen.core import Lattice, Structure
+
+    return [
+        Structure(Lattice(c.lattice), c.numbers, c.positions, coords_are_cartesian=True) for c in golden_crystals()
+    ]
+
+
 @cache
 def embedded_crystals() -> tuple[Crystal, ...]:
     """Extremes of an embedded data set: fewest and most atoms, flattest, longest and most skewed cells."""

@@ -22,7 +22,7 @@ from crystalformer.artifact import (
     read_card,
     save_model,
 )
-from tests.crystalformer.crystals import batch_of, golden_crystals
+from tests.crystalformer.crystals import batch_of, golden_crystals, golden_structures
 
 SETTINGS = ModelConfig(
     model_dim=32, head_num=4, ff_dim=48, num_layers=2, embedding_dim=(24,), value_pe_dist_real=16, num_targets=2
@@ -45,14 +45,6 @@ def model():
 def folder(model, tmp_path):
     save_model(tmp_path / "run" / "model", CARD, model.state_dict())
     return tmp_path / "run" / "model"
-
-
-def structures():
-    from pymatgen.core import Lattice, Structure
-
-    return [
-        Structure(Lattice(c.lattice), c.numbers, c.positions, coords_are_cartesian=True) for c in golden_crystals()
-    ]
 
 
 def rewrite(folder, change) -> None:
@@ -91,7 +83,7 @@ def test_predictions_are_in_the_targets_own_units(model, folder):
 def test_structures_are_predicted_in_their_order_whatever_the_batches(folder, batch_size):
     """float32, and blocks of other atoms end at other shells: 1e-5."""
     predictor = load_model(folder)
-    found = predictor.predict((s for s in structures()), batch_size=batch_size)
+    found = predictor.predict((s for s in golden_structures()), batch_size=batch_size)
     np.testing.assert_allclose(found, predictor.predict_batch(batch_of(*golden_crystals())), rtol=1e-5)
 
 
@@ -121,7 +113,7 @@ def test_a_prediction_does_not_depend_on_the_cell(pooling):
     model = Crystalformer(config)
     model.freeze_statistics(batch_of(*golden_crystals()))
     predictor = Predictor(model, replace(CARD, model=config))
-    small = [structure for structure in structures() if len(structure) <= 8]
+    small = [structure for structure in golden_structures() if len(structure) <= 8]
     primitive = predictor.predict(small)
     for repeats in ((2, 1, 1), (1, 2, 2)):
         found = predictor.predict([structure * repeats for structure in small])
@@ -143,7 +135,7 @@ def test_no_structures_no_rows(folder):
 
 def test_a_batch_size_below_1_is_refused(folder):
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        load_model(folder).predict(structures(), batch_size=0)
+        load_model(folder).predict(golden_structures(), batch_size=0)
 
 
 def test_a_single_structure_and_a_cell_without_volume_are_refused(folder):
@@ -151,7 +143,7 @@ def test_a_single_structure_and_a_cell_without_volume_are_refused(folder):
 
     predictor = load_model(folder)
     with pytest.raises(ValueError, match="structures must be several, as in a list; got a single one"):
-        predictor.predict(structures()[0])
+        predictor.predict(golden_structures()[0])
     with pytest.raises(ValueError, match=r"a cell must have a volume, got 0.0 Å³"):
         predictor.predict([Structure(Lattice([[1, 0, 0], [0, 1, 0], [1, 1, 0]]), ["H"], [[0, 0, 0]])])
 

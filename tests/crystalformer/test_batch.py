@@ -12,7 +12,7 @@ import torch
 from crystalformer import CrystalBatch, Crystalformer, Disorder, ModelConfig
 from crystalformer.batch import PackedShells
 from crystalformer.neighbors import find_shells
-from tests.crystalformer.crystals import batch_of, golden_crystals, random_crystal
+from tests.crystalformer.crystals import batch_of, golden_crystals, golden_structures, random_crystal
 
 TWO = {
     "positions": [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.5, 0.0, 0.0]],
@@ -108,16 +108,8 @@ def test_disorder_that_does_not_fit_is_refused(changed, species, message):
         CrystalBatch.from_arrays(**{**TWO, "atomic_numbers": [11, 0, 29], **changed}, disorder=species)
 
 
-def structures():
-    from pymatgen.core import Lattice, Structure
-
-    return [
-        Structure(Lattice(c.lattice), c.numbers, c.positions, coords_are_cartesian=True) for c in golden_crystals()
-    ]
-
-
 def test_structures_and_arrays_give_the_same_batch():
-    found, expected = CrystalBatch.from_structures(structures()), batch_of(*golden_crystals())
+    found, expected = CrystalBatch.from_structures(golden_structures()), batch_of(*golden_crystals())
     assert torch.equal(found.atomic_numbers, expected.atomic_numbers)
     assert torch.equal(found.sizes, expected.sizes)
     assert torch.equal(found.lattice, expected.lattice)
@@ -126,7 +118,7 @@ def test_structures_and_arrays_give_the_same_batch():
 
 
 def test_any_iterable_of_structures_will_do():
-    batch = CrystalBatch.from_structures(structure for structure in structures())
+    batch = CrystalBatch.from_structures(structure for structure in golden_structures())
     assert batch.sizes.tolist() == [8, 6, 2, 4, 2]
 
 
