@@ -54,3 +54,16 @@ def find(objects: list[dict], kind: str, **labels: str) -> dict:
         if item["kind"] == kind and wanted.items() <= (item["metadata"].get("labels") or {}).items()
     )
     return found
+
+
+def find_named(objects: list[dict], kind: str, name: str) -> dict:
+    """The one object of that kind and name."""
+    (found,) = (item for item in objects if (item["kind"], item["metadata"]["name"]) == (kind, name))
+    return found
+
+
+def pod(objects: list[dict], part: str = "workerGroupSpecs", kind: str = "RayJob", instance: str = "train") -> dict:
+    """The pod of a part of a Ray cluster, the first group's of the workers."""
+    cluster = check.ray_cluster(find(objects, kind, instance=instance))
+    group = cluster[part][0] if part == "workerGroupSpecs" else cluster[part]
+    return group["template"]["spec"]
