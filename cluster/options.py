@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
-from cluster.config import ALIASES, SECTIONS, TrainConfig, canonical_names, flat_fields, load_flat, section_fields
+from cluster.config import (
+    ALIASES,
+    SECTIONS,
+    Device,
+    TrainConfig,
+    canonical_names,
+    flat_fields,
+    load_flat,
+    section_fields,
+)
 from cluster.errors import UserError
 from cluster.fields import FieldSpec, Required, parse_words
-from cluster.fine_tuning import with_architecture
 from cluster.paths import LASTING, lasting
 from cluster.workers import WorkerRange
 
@@ -49,6 +57,29 @@ def add_options(
         _add_flag(group, spec.name, spec, _help_text(spec, alias))
         if alias is not None:
             _add_flag(group, alias, spec, argparse.SUPPRESS)
+
+
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+    """The option for the folder of prepared data sets, as a training run has it."""
+    spec = flat_fields()["data_dir"]
+    parser.add_argument(
+        "--data_dir",
+        metavar="FOLDER",
+        type=lasting,
+        default=spec.default,
+        help=f"{spec.help} (default {spec.default})",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option for where a trained model computes."""
+    default = flat_fields()["device"].default
+    parser.add_argument(
+        "--device",
+        choices=get_args(Device),
+        default=default,
+        help=f"where to compute; auto: on a GPU where there is one (default {default})",
+    )
 
 
 def _add_flag(group: argparse._ArgumentGroup, name: str, spec: FieldSpec, help_text: str) -> None:
@@ -104,6 +135,8 @@ def _lasting_paths(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def read_config(args: argparse.Namespace) -> TrainConfig:
     """The TrainConfig of a command line. Raises UserError naming the setting, the value and what is allowed."""
+    from cluster.fine_tuning import with_architecture  # brings pyarrow, which is slow to import
+
     settings = with_architecture(read_settings(args))
     try:
         return TrainConfig.from_flat(settings)

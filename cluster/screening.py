@@ -67,7 +67,7 @@ class Screening:
     models: tuple[str, ...]
     pieces: tuple[Piece, ...]
     output: Path
-    device: str = "auto"
+    device: str
     batch_size: int | None = None
 
     @property

@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.commands.info import add_data_dir
-from cluster.commands.predict import add_device
 from cluster.errors import UserError
 from cluster.log import say
 from data_pipeline.splits import SPLITS
@@ -24,6 +22,8 @@ ELEMENTS_A_LINE = 6
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, on which split of which data set, and where to draw it."""
+    from cluster.options import add_data_dir, add_device
+
     parser.add_argument("model", metavar="MODEL", help="model folder, such as runs/NAME/model, also s3://...")
     parser.add_argument(
         "--dataset", metavar="NAME", help="data set that has the model's targets (default: the one it was trained on)"

@@ -22,6 +22,8 @@ _INDENT = 11
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The data set, where prepared ones lie, and whether to draw it."""
+    from cluster.options import add_data_dir
+
     parser.add_argument(
         "dataset",
         nargs="?",
@@ -36,21 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also draw what a prepared data set holds (default FILE: its name with .png, in this folder)",
     )
     add_data_dir(parser)
-
-
-def add_data_dir(parser: argparse.ArgumentParser) -> None:
-    """The option for the folder of prepared data sets, as a training run has it."""
-    from cluster.config import flat_fields
-    from cluster.paths import lasting
-
-    spec = flat_fields()["data_dir"]
-    parser.add_argument(
-        "--data_dir",
-        metavar="FOLDER",
-        type=lasting,
-        default=spec.default,
-        help=f"{spec.help} (default {spec.default})",
-    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -20,6 +20,8 @@ HELP = "predict properties of structures with a trained model"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which models, which structures, and where the table goes."""
+    from cluster.options import add_device
+
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -45,16 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on where an earlier command was stopped: of very many structures, those done lie in OUTPUT.parts",
     )
     add_device(parser)
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """The option for where a model computes."""
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where to compute; auto: on a GPU where there is one (default auto)",
-    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.commands.info import add_data_dir
 from cluster.errors import UserError
 from cluster.log import say
 from data_pipeline.info import SplitRecipe
@@ -26,6 +25,8 @@ OWN_ONLY = ("name", "split", "seed", "targets")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which data set, or whose structures under which name, and where to put it."""
+    from cluster.options import add_data_dir
+
     parser.usage = "%(prog)s DATASET | --source PATH --name NAME [options]"
     parser.add_argument(
         "dataset", nargs="?", metavar="DATASET", help="name of a data set; crystalformer info lists them"

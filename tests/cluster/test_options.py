@@ -5,7 +5,7 @@ import pytest
 from cluster.config import ALIASES, TrainConfig, flat_fields, save_yaml
 from cluster.errors import UserError
 from cluster.fields import coerce
-from cluster.options import add_config_options, read_config, read_settings
+from cluster.options import add_config_options, add_data_dir, add_device, read_config, read_settings
 from cluster.parser import Parser, normalize
 from cluster.workers import WorkerRange
 
@@ -133,6 +133,18 @@ def test_help_states_meaning_unit_default_and_alias_of_every_setting():
     assert "default 0.9 0.98" in text
     for alias in ALIASES:
         assert f"also --{alias})" in text
+
+
+def test_options_of_other_commands_are_those_of_a_run():
+    parser = Parser(prog="x")
+    add_data_dir(parser)
+    add_device(parser)
+    args, specs = parser.parse_args([]), flat_fields()
+    assert (args.data_dir, args.device) == (specs["data_dir"].default, specs["device"].default)
+    for device in specs["device"].choices:
+        assert parser.parse_args(["--device", device]).device == device
+    with pytest.raises(UserError, match="tpu"):
+        parser.parse_args(["--device", "tpu"])
 
 
 def test_normalize_leaves_values_and_the_rest_alone():
