@@ -7,9 +7,10 @@ import tempfile
 from pathlib import Path
 
 START = """
-from data_pipeline.execute import _ray
-with _ray() as ray:
-    print("nodes", len(ray.nodes()), ray.get_runtime_context().gcs_address)
+import ray
+from data_pipeline.ray_address import join_or_start
+join_or_start(log_to_driver=False)
+print("nodes", len(ray.nodes()), ray.get_runtime_context().gcs_address)
 """
 
 

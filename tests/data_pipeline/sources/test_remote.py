@@ -12,7 +12,7 @@ from data_pipeline.datasets import find_dataset
 from data_pipeline.errors import DataError
 from data_pipeline.info import RemoteFile, SplitRecipe, SplitSizes
 from data_pipeline.prepare import prepare_dataset
-from data_pipeline.sources.remote import _zipped_json
+from data_pipeline.sources.remote import DOWNLOADS, RemoteSource
 from data_pipeline.table import StructureTable
 from tests.data_pipeline.server import Site, serve
 
@@ -149,7 +149,6 @@ def test_malicious_figshare_pickle(tmp_path):
 
 @pytest.mark.parametrize("what", ["damaged", "deep", "encrypted"])
 def test_an_archive_that_cannot_be_unpacked_is_one_line(what, tmp_path):
-    path = tmp_path / "a.zip"
     content = bytearray(zipped(megnet()))
     if what == "deep":
         stream = io.BytesIO()
@@ -161,6 +160,9 @@ def test_an_archive_that_cannot_be_unpacked_is_one_line(what, tmp_path):
     else:
         content[6] |= 1
         content[content.index(b"PK\x01\x02") + 8] |= 1
-    path.write_bytes(content)
+    info = find_dataset("jarvis__megnet")
+    (tmp_path / DOWNLOADS).mkdir()
+    (tmp_path / DOWNLOADS / info.files[0].name).write_bytes(content)
+    source = RemoteSource(info, tmp_path, lambda *_: None, allow_pickle=False)
     with pytest.raises(DataError, match="cannot be read: .*delete it to download it again"):
-        list(_zipped_json(path))
+        list(source.tables())
