@@ -87,7 +87,6 @@ class Engine:
 
         # Only inference uses this operator, and building it takes a compiler and 40 s.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self._names = {id(p): name for name, p in model.named_parameters()}
         self._config, self._place = config, place
         self._breakdown = breakdown or Breakdown(place.device, enabled=False)
         self._norm: Tensor | None = None
@@ -173,7 +172,7 @@ class Engine:
             return OptimizerState(moments={}, step=0)
         self._link_moments()
         moments = {
-            f"{moment}.{name}": self._moment(p, moment).detach().cpu().reshape(p_shape(p)).clone()
+            f"{moment}.{name}": self._moment(name, moment).detach().cpu().reshape(_whole_shape(p)).clone()
             for name, p in self._parameters.items()
             for moment in MOMENTS
         }
@@ -211,15 +210,16 @@ class Engine:
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
+    def _moment(self, name: str, moment: str) -> Tensor:
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        parameter = self._parameters[name]
         if self.stage == 0:
             value: Tensor = self._base_optimizer.state[parameter][moment]
             return value
         found = safe_get_full_optimizer_state(parameter, moment)
         if found is None:
-            raise RuntimeError(f"DeepSpeed holds no {moment} of {self._names.get(id(parameter))}")
+            raise RuntimeError(f"DeepSpeed holds no {moment} of {name}")
         whole: Tensor = found
         return whole
 
@@ -283,7 +283,7 @@ class Engine:
         return [_shard(full[name], p.ds_tensor, self._place.rank) for name, p in self._parameters.items()]
 
 
-def p_shape(parameter: nn.Parameter) -> torch.Size:
+def _whole_shape(parameter: nn.Parameter) -> torch.Size:
     """The whole parameter's shape, also where ZeRO 3 has taken its data away."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape

@@ -383,6 +383,7 @@ class Worker:
 
     @property
     def _num_parameters(self) -> int:
+        # a fresh model: at ZeRO 3 the engine's own parameters are empty
         return Crystalformer(self._config.model).num_parameters
 
     # Reporting -------------------------------------------------------------------------------------------------
