@@ -20,7 +20,7 @@ from crystalformer.config import ModelConfig
 LossFunction = Literal["L1", "MSE", "Smooth_L1"]
 Optimizer = Literal["adamw", "adam"]
 Schedule = Literal["inverse_sqrt_nowarmup", "const"]
-TargetScaling = Literal["scale_bias", "bias", "scale", "no"]
+TargetNormalization = Literal["scale_bias", "bias", "scale", "no"]
 CONFIG_FILE = "config.yaml"
 """Of a run folder: every setting."""
 
@@ -127,7 +127,7 @@ class OptimConfig:
             "epochs",
         ),
     )
-    normalize_targets: TargetScaling = field(
+    normalize_targets: TargetNormalization = field(
         default="scale_bias", metadata=_meta("what of the train split's std (scale) and mean (bias) to take out")
     )
     gradient_accumulation: int = field(
@@ -153,6 +153,11 @@ class OptimConfig:
             list(periods),
             "one number greater than 0 (steps)",
         )
+
+    @property
+    def averaged_epochs(self) -> int:
+        """How many of the last epochs average weights: swa_epochs, or half of a run that is no longer than that."""
+        return self.swa_epochs if self.swa_epochs < self.epochs else self.epochs // 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

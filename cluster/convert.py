@@ -45,7 +45,7 @@ _FIRST = "encoder.layers.0."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Checkpoint:
+class ReferenceCheckpoint:
     """An authors' file: weights by our folder's name, under their keys; mean and std (T,) of the targets.
 
     settings: those of ModelConfig that the file tells. targets: their names, where it tells them.
@@ -58,7 +58,7 @@ class Checkpoint:
     targets: tuple[str, ...]
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_reference_file(path: Path) -> ReferenceCheckpoint:
     """Read a file with tensors and plain values only. UserError says what it lacks or holds beside them."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -77,7 +77,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise UserError(f"{path}: {key!r} is under none of {known}")
     if not weights["model"]:
         raise UserError(f"{path}: holds no weights under model.*")
-    return Checkpoint(
+    return ReferenceCheckpoint(
         weights={name: part for name, part in weights.items() if part},
         mean=_numbers(state, "target_mean", 0.0, path),
         std=_numbers(state, "target_std", 1.0, path),
@@ -86,7 +86,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _told(parameters: object, path: Path) -> dict[str, Any]:
-    """``settings`` and ``targets`` of a Checkpoint. UserError where theirs was a model that is not ours."""
+    """``settings`` and ``targets`` of a ReferenceCheckpoint. UserError where theirs was a model that is not ours."""
     told = parameters if isinstance(parameters, dict) else {}
     for name, ours in _OURS.items():
         if told.get(name, ours[0]) not in ours:
@@ -186,7 +186,7 @@ def to_folders(path: Path, out: Path, given: Mapping[str, Any], targets: Sequenc
     targets: their names and units; those of the file, or made-up ones, where there are none. UserError names the
     first tensor or setting that does not fit, before anything is written.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_reference_file(path)
     try:
         config = ModelConfig(**infer_settings(checkpoint.weights["model"], {**checkpoint.settings, **given}))
         card = ModelCard(model=config, targets=_scales(checkpoint, config.num_targets, targets))
@@ -207,7 +207,9 @@ def _converted(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, 
     return from_reference(weights, model)
 
 
-def _scales(checkpoint: Checkpoint, count: int, targets: Sequence[tuple[str, str]]) -> tuple[TargetScale, ...]:
+def _scales(
+    checkpoint: ReferenceCheckpoint, count: int, targets: Sequence[tuple[str, str]]
+) -> tuple[TargetScale, ...]:
     made_up = [f"target_{i + 1}" if count > 1 else "target" for i in range(count)]
     told = checkpoint.targets if len(checkpoint.targets) == count else made_up
     named = list(targets) or [(name, "") for name in told]

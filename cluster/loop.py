@@ -109,12 +109,6 @@ def run_worker(job: Job) -> None:
         host.flush()
 
 
-def averaged_epochs(config: TrainConfig) -> int:
-    """How many of the last epochs average weights: swa_epochs, or half of a run that is no longer than that."""
-    optim = config.optim
-    return optim.swa_epochs if optim.swa_epochs < optim.epochs else optim.epochs // 2
-
-
 def prepare_process(config: TrainConfig, threads: int, device: torch.device) -> None:
     """Threads, seed and determinism of this process, before a Worker is made in it."""
     torch.set_num_threads(threads)
@@ -253,7 +247,7 @@ class Worker:
         """One epoch, or what is left of it, and its validation. False where the run stops, after a checkpoint."""
         config, feed, position = self._config, self._feeds["train"], self._position
         batches = global_batches(feed.num_rows, config.data.batch_size, config.run.seed, epoch)
-        averaging = epoch > config.optim.epochs - averaged_epochs(config)
+        averaging = epoch > config.optim.epochs - config.optim.averaged_epochs
         start = time.monotonic()
         loss = torch.zeros((), dtype=torch.float64, device=self._place.device)
         waited, step = 0.0, position.step
@@ -312,9 +306,9 @@ class Worker:
 
     def _rate(self, step: int, steps_an_epoch: int) -> float:
         """The learning rate of a step; while weights are averaged it stays that of the first averaged step."""
-        averaged = averaged_epochs(self._config)
-        held = (self._config.optim.epochs - averaged) * steps_an_epoch
-        return learning_rate(self._config.optim, min(step, held) if averaged else step)
+        optim = self._config.optim
+        held = (optim.epochs - optim.averaged_epochs) * steps_an_epoch
+        return learning_rate(optim, min(step, held) if optim.averaged_epochs else step)
 
     def _coming(self, batches: Sequence[IntArray]) -> Iterator[list[tuple[CrystalBatch, Tensor]]]:
         """This worker's share of each batch. A GPU has the next one copied meanwhile; a CPU's cores have no time."""

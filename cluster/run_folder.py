@@ -19,7 +19,6 @@ from cluster.config import CONFIG_FILE, TrainConfig, load_yaml
 from cluster.errors import UserError
 from cluster.feed import TargetScaling
 from cluster.files import write_text
-from cluster.loop import averaged_epochs
 from cluster.report import (
     METRICS_FILE,
     RunResult,
@@ -272,7 +271,7 @@ def write_run(run_dir: Path, config: TrainConfig, data: RunData, outcome: Outcom
     truth, prediction = outcome.predictions["truth"].numpy(), outcome.predictions[BEST].numpy()
     write_predictions(run_dir, data.structures["test"].material_ids(), config.data.target, truth, prediction)
     plot_parity(run_dir / "parity.png", config.data.target, result.units, truth, prediction)
-    averaged = averaged_epochs(config)
+    averaged = config.optim.averaged_epochs
     plot_curves(
         run_dir / "curves.png",
         read_metrics(run_dir),

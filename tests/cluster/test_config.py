@@ -242,3 +242,10 @@ def test_yaml_words_stay_words(tmp_path):
         "run_name": "2026-01-01",
         "lr": 1e-4,
     }
+
+
+@pytest.mark.parametrize(
+    ("epochs", "swa", "averaged"), [(100, 50, 50), (50, 50, 25), (10, 50, 5), (1, 50, 0), (9, 0, 0)]
+)
+def test_the_epochs_whose_weights_are_averaged(epochs, swa, averaged):
+    assert OptimConfig(epochs=epochs, swa_epochs=swa).averaged_epochs == averaged
