@@ -105,9 +105,11 @@ def load_initial(config: TrainConfig, units: Mapping[str, str]) -> Initial | Non
 @contextmanager
 def _model_folder(location: str) -> Iterator[Path]:
     """The model folder of a location: itself, or the best-validation weights of a run folder."""
+    from crystalformer.artifact import CONFIG
+
     with local_folder(location) as folder:
         inside = folder / "model"
-        yield inside if (inside / "config.json").is_file() and not (folder / "config.json").is_file() else folder
+        yield inside if (inside / CONFIG).is_file() and not (folder / CONFIG).is_file() else folder
 
 
 def _architecture(location: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from cluster.feed import batch_of_crystals
 from cluster.report import labelled
 from cluster.seen import Seen
 from cluster.storage import local_folder
-from crystalformer.artifact import WORK_AT_ONCE, Predictor, batch_work, load_model
+from crystalformer.artifact import CONFIG, WORK_AT_ONCE, Predictor, batch_work, load_model
 from crystalformer.batch import CrystalBatch
 from data_pipeline.composition import amounts_of
 from data_pipeline.elements import symbol_of
@@ -62,7 +62,7 @@ def load_predictor(folder: str | Path, device: torch.device) -> Predictor:
             return load_model(local, device=str(device))
         except (OSError, ValueError) as error:
             inside = f"{str(folder).rstrip('/')}/model"
-            hint = f"; did you mean {inside}?" if (local / "model" / "config.json").is_file() else ""
+            hint = f"; did you mean {inside}?" if (local / "model" / CONFIG).is_file() else ""
             raise UserError(f"{error}{hint}".replace(str(local), str(folder))) from error
 
 

@@ -35,7 +35,7 @@ from cluster.predict import Ensemble, columns, formula, pick_device
 from cluster.seen import Seen
 from cluster.shells import SCHEMA, ShellTable, find_table_shells
 from cluster.storage import is_remote, local_folder
-from crystalformer.artifact import batch_ends
+from crystalformer.artifact import CONFIG, WEIGHTS, batch_ends
 from data_pipeline.crystal import structure_columns
 from data_pipeline.execute import quiet_ray_data
 from data_pipeline.schema import FIXED_COLUMNS, STRUCTURE_COLUMNS
@@ -112,7 +112,7 @@ def _plan(job: Screening, header: Sequence[str]) -> dict[str, Any]:
     digest = hashlib.sha256()
     for location in job.models:
         with local_folder(location) as folder:
-            for name in ("config.json", "model.safetensors"):
+            for name in (CONFIG, WEIGHTS):
                 digest.update((folder / name).read_bytes())
     for piece in job.pieces:
         digest.update(json.dumps(asdict(piece)).encode())

@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
 def is_model(folder: Path) -> bool:
     """Whether a model folder is meant: one that has a card, or weights that lack it."""
+    # The names are crystalformer.artifact's, which would bring torch.
     return any((folder / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
