@@ -123,15 +123,17 @@ class OptimConfig:
     swa_epochs: int = field(
         default=50,
         metadata=_meta(
-            "last epochs, whose weights are averaged at a held learning rate; of a shorter run half of it; 0: none",
+            "final epochs whose weights are averaged, at a constant learning rate; half the run if it is no longer "
+            "than this; 0: none",
             "epochs",
         ),
     )
     normalize_targets: TargetNormalization = field(
-        default="scale_bias", metadata=_meta("what of the train split's std (scale) and mean (bias) to take out")
+        default="scale_bias",
+        metadata=_meta("divide by the training std (scale), subtract the training mean (bias), both or neither"),
     )
     gradient_accumulation: int = field(
-        default=1, metadata=_meta("parts a global batch is worked off in, to save memory; the step stays the same")
+        default=1, metadata=_meta("micro-batches per global batch, to save memory; the step is unchanged")
     )
 
     def __post_init__(self) -> None:
@@ -228,7 +230,7 @@ class RunConfig:
         default="runs", metadata=_meta("folder of runs; also s3://... and the like, shared by all nodes")
     )
     resume: bool = field(
-        default=False, metadata=_meta("go on with the run of that run_name from its last checkpoint")
+        default=False, metadata=_meta("continue run_name from its last checkpoint")
     )
     auto_resume: bool = field(
         default=False,

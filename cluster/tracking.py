@@ -89,7 +89,7 @@ class Tracker:
         try:
             getattr(self._client, method)(self._run_id, *arguments, **named)
         except Exception as error:  # noqa: BLE001 - whatever a server's client raises; training goes on
-            say(f"warning: MLflow is given up: {_first_line(error)}")
+            say(f"warning: MLflow logging stopped: {_first_line(error)}")
             self._client = None
 
 

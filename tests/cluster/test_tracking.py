@@ -61,4 +61,4 @@ def test_a_store_that_fails_later_is_given_up_with_a_warning(client, tmp_path, c
         client.delete_run((tmp_path / RUN_FILE).read_text().strip())
         tracker.row(ROW)
         tracker.row(ROW)
-    assert capsys.readouterr().out.count("warning: MLflow is given up: ") == 1
+    assert capsys.readouterr().out.count("warning: MLflow logging stopped: ") == 1
