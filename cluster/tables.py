@@ -25,12 +25,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.shells import RAY_FROM_SECONDS, Progress, cached_shells, shells_file
+from cluster.shells import RAY_FROM_SECONDS, SHELLS_FOLDER, Progress, cached_shells, shells_file
 from cluster.spool import MappedTable, write_table
 from data_pipeline.prepared import PreparedDataset
+from data_pipeline.splits import SPLITS as SPLITS
 from data_pipeline.table import StructureTable, checked_files, read_pieces
 
-SPLITS = ("train", "val", "test")
 STRUCTURES_FORMAT = "1"
 BYTES_A_MB = 10**6
 """As memory is told in elsewhere (machine.py)."""
@@ -119,12 +119,12 @@ def open_split(
 def structures_file(dataset: PreparedDataset, split: str) -> Path:
     """Where ``cached_structures`` keeps a split."""
     name = f"{split}-structures.arrow"
-    return _folder(dataset, name) / "shells" / name
+    return _folder(dataset, name) / SHELLS_FOLDER / name
 
 
 def _folder(dataset: PreparedDataset, name: str) -> Path:
     """The folder below which the Arrow file ``name`` lies: the data set's, or another where that is read-only."""
-    own = dataset.path / "shells"
+    own = dataset.path / SHELLS_FOLDER
     if (own / name).is_file() or os.access(own if own.exists() else dataset.path, os.W_OK):
         return dataset.path
     return _cache_folder(dataset.path, dataset.fingerprint)
