@@ -135,7 +135,7 @@ def _cache_folder(path: Path, fingerprint: str) -> Path:
     """Where the user's programs keep what they can make again; said once a data set, since it takes room there."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(caches) / "crystalformer" / fingerprint[:16]
-    _log.info("%s is read-only: structures and neighbour lists are mapped from %s", path, folder)
+    _log.warning("%s is read-only: structures and neighbour lists are mapped from %s", path, folder)
     return folder
 
 
