@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config import TrainConfig
@@ -21,6 +21,7 @@ from cluster.fit import Fit
 from cluster.interrupts import Interrupts, RunStopped
 from cluster.loop import Job, run_worker
 from cluster.monitor import Message, Monitor
+from cluster.process_group import Joined, process_group
 from cluster.progress import Progress
 from cluster.report import MetricsLog, read_metrics
 from cluster.room import WorkerResources, alive_nodes, described, grows, share_of, worker_share, workers_that_fit
@@ -103,10 +104,12 @@ def _stopped(config: TrainConfig, when: str, signal_number: int) -> RunStopped:
     return RunStopped(f"stopped{when}; go on with the same command and --run_name {name} --resume", signal_number)
 
 
-def _work(job: Job) -> None:
+def _work(given: Mapping[str, Any]) -> None:
     """Entry point of a Ray Train worker: run_worker, and word to the driver that it begins."""
+    job: Job = ray.get(given["job"])
     job.monitor.send.remote({"kind": "begun"})
-    run_worker(job)
+    with process_group(given["backend"]):
+        run_worker(job)
 
 
 def _monitor() -> Any:  # noqa: ANN401 - a Ray actor handle
@@ -120,11 +123,12 @@ def _shared(config: TrainConfig, tables: Mapping[str, AnyTables]) -> dict[str, S
 
 
 def _trainer(config: TrainConfig, store: RunStore, job: Job, reserved: WorkerResources) -> TorchTrainer:
-    workers = config.scale.num_workers
+    workers, backend = config.scale.num_workers, "nccl" if reserved.gpu else "gloo"
     return _Trainer(
         _work,
-        train_loop_config=job,
-        torch_config=TorchConfig(backend="nccl" if reserved.gpu else "gloo"),
+        # By reference: Ray Train's controller would load all that a job is made of.
+        train_loop_config={"job": ray.put(job), "backend": backend},
+        torch_config=Joined(backend=backend),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(workers.fewest, workers.most) if workers.elastic else workers.most,
             use_gpu=reserved.gpu,

@@ -224,6 +224,11 @@ def test_the_settings_of_a_model_need_no_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_ray_trains_controller_is_told_of_process_groups_without_torch():
+    done = import_with_blocked("cluster.process_group", "torch")
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_command_line_starts_without_heavy_libraries():
     done = import_with_blocked("cluster.cli", "torch", "ray", "deepspeed", "pymatgen", "pyarrow", "matplotlib")
     assert done.returncode == 0, done.stderr
