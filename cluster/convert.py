@@ -64,7 +64,7 @@ def read_reference_file(path: Path) -> ReferenceCheckpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
-    except Exception as error:  # noqa: BLE001 - the unpickler raises errors of every kind on other files
+    except Exception as error:  # the unpickler raises errors of every kind on other files
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: no torch file of tensors and plain values: {reason:.200}") from error
     state = content.get("state_dict") if isinstance(content, dict) else None

@@ -10,13 +10,13 @@ class UserError(ValueError):
     """
 
 
-class Incomplete(Exception):  # noqa: N818 - what could be done was done
+class Incomplete(Exception):  # what could be done was done
     """Done but for some of the inputs, each of which has been told; the command line prints how many."""
 
     exit_status = 1
 
 
-class RunFailed(Exception):  # noqa: N818 - named as what became of the run
+class RunFailed(Exception):  # named as what became of the run
     """A run that ended without its result, for a reason outside the command: divergence, a full disk, lost workers.
 
     Its text is one line; the command line prints it as ``error: ...`` and ends with status 1.

@@ -46,7 +46,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file in UTF-8") from error
     try:
-        content = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a subclass of SafeLoader
+        content = yaml.load(text, Loader=_StrictLoader)  # a subclass of SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"{path}: {_yaml_message(error)}") from error
     except (ValueError, RecursionError) as error:  # a number or date that is none, brackets in brackets

@@ -10,7 +10,7 @@ from typing import Self
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class RunStopped(Exception):  # noqa: N818 - no error: the user wanted it
+class RunStopped(Exception):  # no error: the user wanted it
     """A run that ended early on a signal, with a checkpoint to go on from."""
 
     def __init__(self, message: str, signal_number: int) -> None:

@@ -82,11 +82,11 @@ def _download(file: RemoteFile, path: Path, progress: Progress, pause: float) ->
 def _fetch(file: RemoteFile, part: Path, progress: Progress) -> None:
     """Append to ``part`` what it still lacks. Raises _TryAgainError or DataError."""
     start = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(file.url, headers={"User-Agent": "crystalformer"})  # noqa: S310 - registered
+    request = urllib.request.Request(file.url, headers={"User-Agent": "crystalformer"})  # registered
     if start:
         request.add_header("Range", f"bytes={start}-")
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
             if answer.status not in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
                 raise _TryAgainError(f"HTTP status {answer.status}")
             start = start if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0

@@ -40,7 +40,7 @@ def _read(path: Path) -> Crystal:
 
     try:
         structure, said = _warned_of(path)
-    except Exception as error:  # noqa: BLE001 - the parsers raise errors of every kind on malformed text
+    except Exception as error:  # the parsers raise errors of every kind on malformed text
         raise ValueError(f"unreadable structure: {one_line(error):.200}") from error
     invented = next((warning for warning in said if any(part in warning for part in _INVENTED)), None)
     if invented is not None:

@@ -33,7 +33,7 @@ def parse_structure(kind: str, text: str) -> Crystal:
         return _from_cif(text) if kind == "cif" else from_pymatgen(read_poscar(text))
     except Refusal:
         raise
-    except Exception as error:  # noqa: BLE001 - the parsers raise errors of every kind on malformed text
+    except Exception as error:  # the parsers raise errors of every kind on malformed text
         raise ValueError(f"unreadable structure: {one_line(error):.200}") from error
 
 

@@ -63,7 +63,7 @@ def read_pickle(path: Path) -> Any:  # noqa: ANN401 - the object in the file
             return _Restricted(stream).load()
     except FileNotFoundError:
         raise DataError(f"{path}: not found") from None
-    except Exception as error:  # noqa: BLE001 - a damaged pickle raises errors of every kind
+    except Exception as error:  # a damaged pickle raises errors of every kind
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: the pickle was not read: {reason:.300}") from error
 

@@ -166,7 +166,7 @@ def _reciprocal(  # noqa: PLR0913 - the operands of one equation
     return torch_backend.attend_reciprocal(q, k, v, rho, plan, scale)
 
 
-def prepare(  # noqa: PLR0913 - what the operator's own arguments say about its plan
+def prepare(
     batch: CrystalBatch,
     like: Tensor,
     *,

@@ -22,7 +22,7 @@ from crystalformer.ops.precision import own_precision
 from crystalformer.ops.radial import RadialBasis, vanishing_exp_
 
 
-def _forward(  # noqa: PLR0913 - the operands of one equation
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -110,7 +110,7 @@ def _attention_backward(  # noqa: PLR0913 - the operands of one equation
 
 
 @_attention.register_fake
-def _attention_shapes(  # noqa: PLR0913 - the operator's own arguments
+def _attention_shapes(
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -167,7 +167,7 @@ def float32_products(precision: str) -> Iterator[None]:
         settings.fp32_precision = before
 
 
-def clock_of(properties: Any) -> tuple[str, float]:  # noqa: ANN401 - torch's, whose fields differ by version
+def clock_of(properties: Any) -> tuple[str, float]:  # torch's, whose fields differ by version
     """Where the highest clock of the multiprocessors comes from, in words, and the clock in Hz."""
     kilohertz = getattr(properties, "clock_rate", 0)
     if kilohertz:

@@ -92,7 +92,7 @@ def make_batch(crystals: int, atoms: int, sites: str) -> CrystalBatch:
     return CrystalBatch.from_arrays(np.concatenate(cartesian), random.integers(1, 99, sizes.sum()), cells, sizes)
 
 
-def _grid_points(size: int, random: np.random.Generator) -> Any:  # noqa: ANN401 - a float array (size, 3)
+def _grid_points(size: int, random: np.random.Generator) -> Any:  # a float array (size, 3)
     side = int(np.ceil(np.cbrt(2 * size)))
     chosen = random.permutation(side**3)[:size]
     return np.stack(np.unravel_index(chosen, (side, side, side)), axis=1) / side

@@ -39,7 +39,7 @@ def step_operations(model: Crystalformer, members: CrystalBatch) -> float:
     calls: list[tuple[Tensor, float]] = []
     attend = layers.periodic_attention
 
-    def recorded(*operands: Any, **settings: Any) -> Tensor:  # noqa: ANN401 - the operator's
+    def recorded(*operands: Any, **settings: Any) -> Tensor:  # the operator's
         calls.append((operands[3], settings["scale"]))
         return attend(*operands, **settings)
 

@@ -69,7 +69,7 @@ def attend(  # noqa: PLR0913 - the operands of one equation
     return y.to(q.dtype)
 
 
-def _forward(  # noqa: PLR0913 - the operands of one equation
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -111,7 +111,7 @@ _attention_backward = torch.library.custom_op("crystalformer::numba_attention_ba
 
 
 @_attention.register_fake
-def _attention_shapes(  # noqa: PLR0913 - the operator's own arguments
+def _attention_shapes(
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -34,7 +34,7 @@ def fork(typing: Any, function: Any, parallel: Any, threads: Any, arguments: Any
         raise TypingError("fork takes a compiled function and a tuple")
     own = function.get_call_type(typing, tuple(arguments), {})
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
         made = function.dispatcher.get_compile_result(own)
         context.add_linking_libs([made.library])
         shared = ir.LiteralStructType([args[3].type, ir.IntType(32)])
@@ -85,7 +85,7 @@ def _lent(builder: Any, kind: Any, value: Any) -> Any:  # noqa: ANN401
 
 
 @intrinsic
-def claim(typing: Any, counter: Any) -> Typed:  # noqa: ANN401, ARG001
+def claim(typing: Any, counter: Any) -> Typed:  # noqa: ANN401
     """The number in an int64 array's first place, which is then one more; each thread gets another one."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401

@@ -98,7 +98,7 @@ def halves(a: Any) -> Any:  # noqa: ANN401 - a wide vector, and one of eight
 
 
 @intrinsic
-def load(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG001
+def load(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401
     """Eight numbers of a flat float32 array from ``index`` on."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
@@ -108,7 +108,7 @@ def load(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG001
 
 
 @intrinsic
-def load_wide(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG001
+def load_wide(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401
     """Sixteen numbers of a flat float32 array from ``index`` on."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
@@ -118,7 +118,7 @@ def load_wide(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, AR
 
 
 @intrinsic
-def load_twice(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG001
+def load_twice(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401
     """Eight numbers of a flat float32 array from ``index`` on, and once more."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
@@ -129,7 +129,7 @@ def load_twice(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, A
 
 
 @intrinsic
-def load_pairs(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG001
+def load_pairs(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401
     """Two numbers of a flat float32 array from ``index`` on, eight times in turn."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
@@ -140,7 +140,7 @@ def load_pairs(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, A
 
 
 @intrinsic
-def broadcast(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG001
+def broadcast(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401
     """The number of a flat float32 array at ``index`` eight times; unlike Python's, never counted from the end."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
@@ -151,7 +151,7 @@ def broadcast(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, AR
 
 
 @intrinsic
-def prefetch(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG001
+def prefetch(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401
     """Have the numbers around ``index`` of a flat float32 array brought to the cache."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
@@ -167,7 +167,7 @@ def prefetch(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401, ARG
 
 
 @intrinsic
-def store(typing: Any, array: Any, index: Any, value: Any) -> Typed:  # noqa: ANN401, ARG001
+def store(typing: Any, array: Any, index: Any, value: Any) -> Typed:  # noqa: ANN401
     """Write a vector's numbers to a flat float32 array from ``index`` on."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
@@ -178,7 +178,7 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Typed:  # noqa: AN
 
 
 @intrinsic
-def transpose(typing: Any, source: Any, at: Any, step: Any, target: Any, to: Any, stride: Any) -> Typed:  # noqa: ANN401, ARG001
+def transpose(typing: Any, source: Any, at: Any, step: Any, target: Any, to: Any, stride: Any) -> Typed:  # noqa: ANN401
     """Read eight rows of eight numbers, ``step`` apart from ``at`` on, and write their columns, ``stride`` apart.
 
     Both are flat float32 arrays.
@@ -206,20 +206,20 @@ def transpose(typing: Any, source: Any, at: Any, step: Any, target: Any, to: Any
 
 
 @intrinsic
-def splat(typing: Any, value: Any) -> Typed:  # noqa: ANN401, ARG001
+def splat(typing: Any, value: Any) -> Typed:  # noqa: ANN401
     """One float32 eight times."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
         return _splat(builder, args[0])
 
     return vector(types.float32), code
 
 
 @intrinsic
-def splat_wide(typing: Any, value: Any) -> Typed:  # noqa: ANN401, ARG001
+def splat_wide(typing: Any, value: Any) -> Typed:  # noqa: ANN401
     """One float32 sixteen times."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
         return _splat(builder, args[0], WIDE)
 
     return wide(types.float32), code
@@ -229,8 +229,8 @@ def _lanes_of_one(lanes: list[int]) -> Any:  # noqa: ANN401
     """A function of a vector: those of its lanes."""
 
     @intrinsic
-    def take(typing: Any, a: Any) -> Typed:  # noqa: ANN401, ARG001
-        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+    def take(typing: Any, a: Any) -> Typed:  # noqa: ANN401
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
             return _shuffled(builder, args[0], lanes)
 
         return (wide if len(lanes) == WIDE else vector)(a), code
@@ -242,8 +242,8 @@ def _lanes_of_two(lanes: list[int]) -> Any:  # noqa: ANN401
     """A function of two vectors of eight: those of their sixteen lanes."""
 
     @intrinsic
-    def take(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401, ARG001
-        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+    def take(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
             return _shuffled(builder, args[0], lanes, args[1])
 
         return wide(a, b), code
@@ -261,80 +261,80 @@ two times eight one after the other, and in turn: a0, b0, a1, b1, …."""
 
 
 @intrinsic
-def ramp(typing: Any) -> Typed:  # noqa: ANN401, ARG001
+def ramp(typing: Any) -> Typed:  # noqa: ANN401
     """0, 1, … 15."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
         return ir.Constant(_WIDE, [float(lane) for lane in range(WIDE)])
 
     return wide(), code
 
 
 @intrinsic
-def fma(typing: Any, a: Any, b: Any, c: Any) -> Typed:  # noqa: ANN401, ARG001
+def fma(typing: Any, a: Any, b: Any, c: Any) -> Typed:  # noqa: ANN401
     """a b + c."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
         return _fma(builder, *args)
 
     return a(a, b, c), code
 
 
 @intrinsic
-def mul(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401, ARG001
+def mul(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401
     """a b."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
         return builder.fmul(*args, flags=_FUSED)
 
     return a(a, b), code
 
 
 @intrinsic
-def add(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401, ARG001
+def add(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401
     """a + b."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
         return builder.fadd(*args, flags=_FUSED)
 
     return a(a, b), code
 
 
 @intrinsic
-def sub(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401, ARG001
+def sub(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401
     """a - b."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
         return builder.fsub(*args, flags=_FUSED)
 
     return a(a, b), code
 
 
 @intrinsic
-def div(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401, ARG001
+def div(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401
     """a / b."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
         return builder.fdiv(*args)
 
     return a(a, b), code
 
 
 @intrinsic
-def larger(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401, ARG001
+def larger(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401
     """The larger of a and b, lane by lane."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
         return builder.select(builder.fcmp_ordered(">", *args), *args)
 
     return a(a, b), code
 
 
 @intrinsic
-def exp(typing: Any, a: Any) -> Typed:  # noqa: ANN401, ARG001
+def exp(typing: Any, a: Any) -> Typed:  # noqa: ANN401
     """e^x of x <= 0 to 1.5e-7 of itself; 0 for x of -32 and below, NaN for NaN."""
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401, ARG001
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
         kind = args[0].type
         whole_kind = ir.VectorType(ir.IntType(32), kind.count)
 

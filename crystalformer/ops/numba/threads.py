@@ -44,7 +44,7 @@ def parallel() -> int:
 
 def _forget() -> None:
     """A forked process has none of its parent's threads, and OpenMP would wait for them."""
-    global _forked  # noqa: PLW0603
+    global _forked
     _forked = True
 
 

@@ -17,13 +17,13 @@ import torch
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 
-from tests.benchmarks import gpu  # noqa: E402 - after the check for triton
-from tests.benchmarks.gpu_kernels import clock_of, floors  # noqa: E402
-from tests.benchmarks.gpu_process import Row, run_tasks, summary_of  # noqa: E402
-from tests.benchmarks.gpu_report import Report  # noqa: E402
-from tests.benchmarks.gpu_sections import judged, make_batch, run_tests  # noqa: E402
-from tests.benchmarks.gpu_steps import TrainingStep, same_steps  # noqa: E402
-from tests.crystalformer.ops.triton import cases  # noqa: E402
+from tests.benchmarks import gpu  # after the check for triton
+from tests.benchmarks.gpu_kernels import clock_of, floors
+from tests.benchmarks.gpu_process import Row, run_tasks, summary_of
+from tests.benchmarks.gpu_report import Report
+from tests.benchmarks.gpu_sections import judged, make_batch, run_tests
+from tests.benchmarks.gpu_steps import TrainingStep, same_steps
+from tests.crystalformer.ops.triton import cases
 
 ROOT = Path(__file__).parents[4]
 SMALL = ["--device", "cpu", "--batch", "2", "--atoms", "1", "--repeats", "1"]

@@ -11,11 +11,11 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 
-from crystalformer.ops import periodic_attention  # noqa: E402 - after the check for triton
-from crystalformer.ops.triton import kernels  # noqa: E402
-from tests.crystalformer.ops.operands import Operands, errors, operands  # noqa: E402
-from tests.crystalformer.ops.triton import cases, device  # noqa: E402
-from tests.crystalformer.ops.triton.device import DEVICE, auto_is_triton  # noqa: E402, F401 - a fixture
+from crystalformer.ops import periodic_attention  # after the check for triton
+from crystalformer.ops.triton import kernels
+from tests.crystalformer.ops.operands import Operands, errors, operands
+from tests.crystalformer.ops.triton import cases, device
+from tests.crystalformer.ops.triton.device import DEVICE, auto_is_triton  # noqa: F401 - a fixture
 
 pytestmark = device.MARKS
 

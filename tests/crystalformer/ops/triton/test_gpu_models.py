@@ -10,10 +10,10 @@ import torch
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 
-from crystalformer import CrystalBatch, Disorder  # noqa: E402 - after the check for triton
-from tests.crystalformer import golden  # noqa: E402
-from tests.crystalformer.ops.triton import device  # noqa: E402
-from tests.crystalformer.ops.triton.device import DEVICE, auto_is_triton  # noqa: E402, F401 - a fixture
+from crystalformer import CrystalBatch, Disorder  # after the check for triton
+from tests.crystalformer import golden
+from tests.crystalformer.ops.triton import device
+from tests.crystalformer.ops.triton.device import DEVICE, auto_is_triton  # noqa: F401 - a fixture
 
 pytestmark = device.MARKS
 
