@@ -10,12 +10,11 @@ TARGET ?= shear
 IMAGE ?= $(shell sed -n 's/.* -t \(crystalformer:[^ ]*$(if $(EXTRA_INDEX_URL),-cpu,-cu)\) .*/\1/p' k8s/Dockerfile)
 flag = $(if $(2),--$(1) $(2))
 
-# Not compiled: Python does that to what it imports, a fraction of it, in less than the 40 s that pip takes.
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 on PATH; set PYTHON=/path/to/python" >&2; exit 2; }
 	@echo "Installing the pinned environment into $(VENV) (once; a few minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
 .PHONY: help setup train tune data predict test check lint types bench manifests image dashboard submit down
