@@ -5,6 +5,7 @@ modules named by text in ``import_module("...")``. The rules are tried on small 
 """
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -203,7 +204,10 @@ import {module}
 
 def import_with_blocked(module: str, *blocked: str, then: str = "") -> subprocess.CompletedProcess:
     code = BLOCKING.format(module=module, blocked=blocked) + then
-    return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "PYTEST_ADDOPTS": ""}  # whatever this run of the tests was given
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, env=environment
+    )
 
 
 def test_crystalformer_needs_torch_and_numpy_only():
