@@ -45,3 +45,9 @@ def require_rows(structures: StructureTable, dataset: PreparedDataset, split: st
     """UserError where no row of the split, of which ``structures`` holds those with every target, is left."""
     if structures.num_rows == 0:
         raise UserError(f"dataset {dataset.name!r} has no {split} row with {', '.join(targets)}")
+
+
+def require_batch(batch_size: int, rows: int) -> None:
+    """UserError where a batch would need more than the ``rows`` training crystals."""
+    if batch_size > rows:
+        raise UserError(f"batch_size must be at most the {rows} training crystals, got {batch_size}")

@@ -10,7 +10,6 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 
 import ray.train
@@ -27,11 +26,8 @@ class _SharedDevices(Backend):
     share_cuda_visible_devices = True
 
 
-@dataclass
 class Joined(BackendConfig):
-    """For Ray Train: the workers see to their process group (``backend``: gloo or nccl) themselves."""
-
-    backend: str
+    """For Ray Train: the workers see to their process group themselves, by ``process_group``."""
 
     @property
     def backend_cls(self) -> type[Backend]:

@@ -7,7 +7,7 @@ import time
 
 from cluster.checkpoint import CheckpointError
 from cluster.config import CONFIG_FILE, TrainConfig, save_yaml
-from cluster.dataset import dataset_of, require_rows, units_of
+from cluster.dataset import dataset_of, require_batch, require_rows, units_of
 from cluster.deepspeed_config import overlay_of
 from cluster.errors import RunFailed, UserError
 from cluster.feed import TargetScaling
@@ -74,7 +74,7 @@ def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
     structures = {name: StructureTable.from_arrow(t.structures, config.data.target) for name, t in tables.items()}
     for split, table in structures.items():
         require_rows(table, dataset, split, config.data.target)
-    _check_batch(config, structures["train"].num_rows)
+    require_batch(config.data.batch_size, structures["train"].num_rows)
     scaling = TargetScaling.fit(structures["train"].targets(), config.optim.normalize_targets)
     save_yaml(store.folder / CONFIG_FILE, config)
     if (overlay := overlay_of(config)) is not None:
@@ -105,8 +105,3 @@ def _check_reach(config: TrainConfig) -> None:
             "cutoff_sigmas * scale_real / sqrt(gauss_lb_real), the reach of attention, "
             f"must be at most {MAX_RADIUS:g} Å, got {radius:.4g} Å"
         )
-
-
-def _check_batch(config: TrainConfig, rows: int) -> None:
-    if config.data.batch_size > rows:
-        raise UserError(f"batch_size must be at most the {rows} training crystals, got {config.data.batch_size}")

@@ -76,7 +76,7 @@ class Suggestion:
 class Book:
     """Suggests, records and judges. Calls from several threads are taken one after another."""
 
-    def __init__(  # what a search is made of
+    def __init__(
         self,
         study: Study,
         space: Space,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.config import TrainConfig
-from cluster.dataset import dataset_of, require_rows, units_of
-from cluster.errors import UserError
+from cluster.dataset import dataset_of, require_batch, require_rows, units_of
 from cluster.tables import cached_structures
 from data_pipeline.prepared import PreparedDataset
 from data_pipeline.table import StructureTable
@@ -37,6 +36,5 @@ def search_data(config: TrainConfig, space: Space) -> SearchData:
     sizes = [size for parameter in searched for size in parameter.extremes()]
     if not searched or searched[0].condition is not None:
         sizes.append(config.data.batch_size)
-    if min(sizes) > rows["train"]:
-        raise UserError(f"batch_size must be at most the {rows['train']} training crystals, got {min(sizes)}")
+    require_batch(min(sizes), rows["train"])
     return SearchData(dataset=dataset, units=units_of(dataset, targets), rows=rows["train"])

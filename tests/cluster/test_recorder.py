@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.launch import Recorder
+from cluster.recorder import Recorder
 from cluster.report import read_metrics
 from cluster.storage import RunStore
 from tests.cluster.small import small_config

@@ -11,7 +11,8 @@ import cluster  # noqa: F401 - sets Ray's environment
 from cluster import trainer
 from cluster.cli import main
 from cluster.errors import UserError
-from cluster.launch import Recorder, launch
+from cluster.launch import launch
+from cluster.recorder import Recorder
 from cluster.report import read_metrics
 from cluster.storage import RunStore, local_folder
 from crystalformer import load_model
