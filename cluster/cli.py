@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 from cluster.commands import MODULES
+from cluster.commands.parser import Parser, normalize
 from cluster.errors import Incomplete, RunFailed, UserError
 from cluster.interrupts import RunStopped
 from cluster.log import setup_logging
-from cluster.parser import Parser, normalize
 from data_pipeline.errors import DataError
 
 DESCRIPTION = "Train Crystalformer and predict with it: properties of crystals from their structures."

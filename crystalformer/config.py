@@ -7,21 +7,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+Backend = Literal["auto", "torch", "numba", "triton", "reference"]
+"""Implementations of the attention (ops/attention.py)."""
+
 Domain = Literal["real", "reci", "multihead", "real-reci", "reci-real"]
 Pooling = Literal["avr", "max"]
 NormType = Literal["no", "bn"]
 PrePoolingOp = Literal["no", "relu", "w+relu", "w+bn+relu"]
 PositiveName = Literal["elu", "abs", "exp", "softplus", "sigmoid"]
 
+CUTOFF_SIGMAS = 6.0
+"""An atom's sum ends at this many widths of its own widest Gaussian, unless told otherwise."""
+
 MAX_ATOMIC_NUMBER = 98
 """Elements H to Cf have a row in the embedding table."""
 
 
-def _meta(text: str, unit: str = "") -> dict[str, str]:
+def about(text: str, unit: str = "") -> dict[str, str]:
+    """Metadata of a setting's field: what it is, for --help, and its unit."""
     return {"help": text, "unit": unit}
 
 
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:  # noqa: FBT001 - a predicate
+def require(condition: bool, name: str, value: object, allowed: str) -> None:  # noqa: FBT001 - a predicate
+    """ValueError that names the setting, its value and what is allowed, where the condition does not hold."""
     if not condition:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
@@ -42,12 +50,12 @@ class PositiveFunction:
         """Read ``name`` or ``name=beta``; beta is 1 where absent and must be positive."""
         name, _, beta_text = str(text).partition("=")
         allowed = "one of " + ", ".join(get_args(PositiveName)) + ", each alone or followed by =beta with beta > 0"
-        _require(name in get_args(PositiveName), "positive_func", text, allowed)
+        require(name in get_args(PositiveName), "positive_func", text, allowed)
         try:
             beta = float(beta_text) if "=" in str(text) else 1.0
         except ValueError:
             beta = math.nan
-        _require(math.isfinite(beta) and beta > 0, "positive_func", text, allowed)
+        require(math.isfinite(beta) and beta > 0, "positive_func", text, allowed)
         return cls(name=name, beta=beta)  # type: ignore[arg-type]  # membership was checked above
 
 
@@ -55,41 +63,41 @@ class PositiveFunction:
 class ModelConfig:
     """Architecture of a Crystalformer. Defaults are the paper's; wrong values raise ValueError."""
 
-    num_layers: int = field(default=4, metadata=_meta("self-attention blocks"))
-    model_dim: int = field(default=128, metadata=_meta("features of an atom"))
-    head_num: int = field(default=8, metadata=_meta("attention heads; divides model_dim"))
-    ff_dim: int = field(default=512, metadata=_meta("hidden features of a block's feed-forward network"))
-    embedding_dim: Sequence[int] = field(default=(128,), metadata=_meta("hidden sizes of the head after pooling"))
-    domain: Domain = field(default="real", metadata=_meta("where attention sums: real, reciprocal, or both"))
+    num_layers: int = field(default=4, metadata=about("self-attention blocks"))
+    model_dim: int = field(default=128, metadata=about("features of an atom"))
+    head_num: int = field(default=8, metadata=about("attention heads; divides model_dim"))
+    ff_dim: int = field(default=512, metadata=about("hidden features of a block's feed-forward network"))
+    embedding_dim: Sequence[int] = field(default=(128,), metadata=about("hidden sizes of the head after pooling"))
+    domain: Domain = field(default="real", metadata=about("where attention sums: real, reciprocal, or both"))
     scale_real: Sequence[float] | float = field(
         default=(1.4,),
-        metadata=_meta("r_0: width of the real-space Gaussians; several: layer l takes number l mod count", "Å"),
+        metadata=about("r_0: width of the real-space Gaussians; several: layer l takes number l mod count", "Å"),
     )
     scale_reci: Sequence[float] | float = field(
-        default=(2.2,), metadata=_meta("width that damps reciprocal vectors; several: as scale_real", "Å")
+        default=(2.2,), metadata=about("width that damps reciprocal vectors; several: as scale_real", "Å")
     )
-    gauss_lb_real: float = field(default=0.5, metadata=_meta("b: lower bound of rho in real space, 0 < b < 1"))
-    gauss_lb_reci: float = field(default=0.5, metadata=_meta("b: lower bound of rho in reciprocal space, 0 < b < 1"))
+    gauss_lb_real: float = field(default=0.5, metadata=about("b: lower bound of rho in real space, 0 < b < 1"))
+    gauss_lb_reci: float = field(default=0.5, metadata=about("b: lower bound of rho in reciprocal space, 0 < b < 1"))
     positive_func: str = field(
-        default="elu=0.1", metadata=_meta("rho: elu, abs, exp, softplus or sigmoid, with =beta")
+        default="elu=0.1", metadata=about("rho: elu, abs, exp, softplus or sigmoid, with =beta")
     )
     value_pe_dist_real: int = field(
-        default=64, metadata=_meta("K: radial basis functions in the values; a multiple of 16, 0 for none")
+        default=64, metadata=about("K: radial basis functions in the values; a multiple of 16, 0 for none")
     )
     value_pe_dist_max: float = field(
-        default=-10.0, metadata=_meta("r_max of the radial basis; negative: that many times scale_real", "Å")
+        default=-10.0, metadata=about("r_max of the radial basis; negative: that many times scale_real", "Å")
     )
     value_pe_width_scale: float = field(
-        default=1.0, metadata=_meta("width of a radial basis function in units of r_max/K")
+        default=1.0, metadata=about("width of a radial basis function in units of r_max/K")
     )
-    value_pe_headed: bool = field(default=True, metadata=_meta("a radial projection W a head, not one for all"))
-    pooling: Pooling = field(default="avr", metadata=_meta("mean or maximum over the atoms of the cell"))
-    norm_type: NormType = field(default="no", metadata=_meta("normalization in the head: none or batch norm"))
-    pre_pooling_op: PrePoolingOp = field(default="no", metadata=_meta("operation on atoms before pooling"))
-    num_targets: int = field(default=1, metadata=_meta("properties predicted at once"))
+    value_pe_headed: bool = field(default=True, metadata=about("a radial projection W a head, not one for all"))
+    pooling: Pooling = field(default="avr", metadata=about("mean or maximum over the atoms of the cell"))
+    norm_type: NormType = field(default="no", metadata=about("normalization in the head: none or batch norm"))
+    pre_pooling_op: PrePoolingOp = field(default="no", metadata=about("operation on atoms before pooling"))
+    num_targets: int = field(default=1, metadata=about("properties predicted at once"))
     cutoff_sigmas: float = field(
-        default=6.0,
-        metadata=_meta(
+        default=CUTOFF_SIGMAS,
+        metadata=about(
             "truncation tolerance: an atom sums images within this many widths of its own widest Gaussian "
             "(6 keeps the output within 1e-6 of the infinite sum)"
         ),
@@ -107,29 +115,29 @@ class ModelConfig:
     def _check_sizes(self) -> None:
         for name in ("num_layers", "model_dim", "head_num", "ff_dim", "num_targets"):
             value = getattr(self, name)
-            _require(type(value) is int and value >= 1, name, value, "an integer of at least 1")
-        _require(
+            require(type(value) is int and value >= 1, name, value, "an integer of at least 1")
+        require(
             len(self.embedding_dim) > 0 and all(type(n) is int and n >= 1 for n in self.embedding_dim),
             "embedding_dim",
             self.embedding_dim,
             "one or more integers of at least 1",
         )
-        _require(
+        require(
             self.model_dim % self.head_num == 0,
             "head_num",
             self.head_num,
             f"a divisor of model_dim={self.model_dim}",
         )
         k = self.value_pe_dist_real
-        _require(type(k) is int and k >= 0 and k % 16 == 0, "value_pe_dist_real", k, "0 or a multiple of 16")
+        require(type(k) is int and k >= 0 and k % 16 == 0, "value_pe_dist_real", k, "0 or a multiple of 16")
 
     def _check_choices(self) -> None:
         choices = {"domain": Domain, "pooling": Pooling, "norm_type": NormType, "pre_pooling_op": PrePoolingOp}
         for name, literal in choices.items():
             allowed = get_args(literal)
-            _require(getattr(self, name) in allowed, name, getattr(self, name), "one of " + ", ".join(allowed))
-        _require(isinstance(self.value_pe_headed, bool), "value_pe_headed", self.value_pe_headed, "true or false")
-        _require(
+            require(getattr(self, name) in allowed, name, getattr(self, name), "one of " + ", ".join(allowed))
+        require(isinstance(self.value_pe_headed, bool), "value_pe_headed", self.value_pe_headed, "true or false")
+        require(
             self.domain != "multihead" or self.head_num % 2 == 0,
             "head_num",
             self.head_num,
@@ -141,16 +149,16 @@ class ModelConfig:
         for name in ("scale_real", "scale_reci"):
             value = getattr(self, name)
             good = len(value) > 0 and all(_is_number(v) and v > 0 for v in value)
-            _require(good, name, value if len(value) != 1 else value[0], "greater than 0 (Å)")
+            require(good, name, value if len(value) != 1 else value[0], "greater than 0 (Å)")
         for name in ("gauss_lb_real", "gauss_lb_reci"):
             value = getattr(self, name)
-            _require(_is_number(value) and 0 < value < 1, name, value, "between 0 and 1, both excluded")
+            require(_is_number(value) and 0 < value < 1, name, value, "between 0 and 1, both excluded")
         r_max = self.value_pe_dist_max
-        _require(_is_number(r_max) and r_max != 0, "value_pe_dist_max", r_max, "a number other than 0")
+        require(_is_number(r_max) and r_max != 0, "value_pe_dist_max", r_max, "a number other than 0")
         width = self.value_pe_width_scale
-        _require(_is_number(width) and width > 0, "value_pe_width_scale", width, "greater than 0")
+        require(_is_number(width) and width > 0, "value_pe_width_scale", width, "greater than 0")
         cutoff = self.cutoff_sigmas
-        _require(_is_number(cutoff) and 1 <= cutoff <= 12, "cutoff_sigmas", cutoff, "between 1 and 12")
+        require(_is_number(cutoff) and 1 <= cutoff <= 12, "cutoff_sigmas", cutoff, "between 1 and 12")
 
     @property
     def head_dim(self) -> int:

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 LONGEST = (
-    "cluster/test_nodes.py",
-    "cluster/test_recovery.py",
+    "cluster/driver/test_nodes.py",
+    "cluster/driver/test_recovery.py",
     "k8s/test_live.py",
-    "cluster/test_storage.py",
+    "cluster/run/test_storage.py",
     "test_readme.py",
-    "cluster/test_fine_tuning.py",
+    "cluster/worker/test_fine_tuning.py",
     "tune/test_search.py",
-    "cluster/test_full_disk.py",
+    "cluster/driver/test_full_disk.py",
     "cluster/test_head.py",
 )
 """Of several files at once, the one that begins last should not be one of these."""

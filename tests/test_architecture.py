@@ -1,4 +1,4 @@
-"""Imports go one way: tune -> cluster -> {crystalformer, data_pipeline}, and heavy libraries stay where they belong.
+"""Imports go one way: tune -> cluster -> {crystalformer, data_pipeline}, within cluster too; libraries stay in place.
 
 Every import statement of every module counts, also inside functions, and so do attributes such as ``ray.tune`` and
 modules named by text in ``import_module("...")``. The rules are tried on small bad trees first.
@@ -28,6 +28,10 @@ LAZY_IN_CRYSTALFORMER = ("triton", "numba", "llvmlite", "pymatgen", "safetensors
 """Only inside functions and under TYPE_CHECKING."""
 KERNELS = {"crystalformer.ops.triton": ("triton",), "crystalformer.ops.numba": ("numba", "llvmlite")}
 """Packages of jit-compiled code, imported lazily, and what they may import at their top."""
+
+FOLDERS_OF_CLUSTER = ("settings", "run", "data", "worker", "prediction", "driver", "commands")
+"""Each may import those before it. What lies beside them serves all and imports none, but for the command line."""
+COMMAND_LINE = ("cluster.cli", "cluster.__main__")
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ def imports_of(path: Path, root: Path) -> list[Import]:
 def complaint(importer: str, found: Import) -> str | None:
     """Why a module of ours may not have this import; None where it may."""
     package = importer.split(".")[0]
+    if backwards(importer, found):
+        return "goes backwards"
     if any(within(found.module, forbidden) for forbidden in FORBIDDEN[package]):
         return "is forbidden"
     if package != "crystalformer":
@@ -105,6 +111,23 @@ def complaint(importer: str, found: Import) -> str | None:
         kernel = any(top in compilers and within(importer, kernels) for kernels, compilers in KERNELS.items())
         return None if found.lazy or kernel else "must be lazy"
     return None if top in ALLOWED_IN_CRYSTALFORMER or top in sys.stdlib_module_names else "is not among the allowed"
+
+
+def folder_of(module: str) -> int | None:
+    """The place among ``FOLDERS_OF_CLUSTER`` of the folder in which a module lies; None for those beside them."""
+    parts = module.split(".")
+    known = len(parts) > 1 and parts[0] == "cluster" and parts[1] in FOLDERS_OF_CLUSTER
+    return FOLDERS_OF_CLUSTER.index(parts[1]) if known else None
+
+
+def backwards(importer: str, found: Import) -> bool:
+    """Whether a module of cluster imports one of a folder that comes after its own."""
+    target, own = folder_of(found.module), folder_of(importer)
+    if own is not None and found.module in COMMAND_LINE:
+        return True
+    if target is None or importer.split(".")[0] != "cluster" or importer in COMMAND_LINE:
+        return False
+    return own is None or target > own
 
 
 def violations(root: Path) -> list[str]:
@@ -120,6 +143,11 @@ def violations(root: Path) -> list[str]:
 
 def test_imports_go_one_way():
     assert violations(REPOSITORY) == []
+
+
+def test_every_folder_of_cluster_has_its_place():
+    folders = {path.parent.name for path in (REPOSITORY / "cluster").glob("*/__init__.py")}
+    assert folders == set(FOLDERS_OF_CLUSTER)
 
 
 def test_every_package_is_walked():
@@ -153,6 +181,10 @@ BAD = [
     ("cluster/a.py", "def f():\n    from ray import tune", "ray.tune is forbidden"),
     ("cluster/a.py", "import optuna", "optuna is forbidden"),
     ("cluster/a.py", "import tune.search", "tune.search is forbidden"),
+    ("cluster/a.py", "from cluster.settings import config", "cluster.settings goes backwards"),
+    ("cluster/run/a.py", "def f():\n    from cluster.worker.loop import x", "cluster.worker.loop goes backwards"),
+    ("cluster/commands/a.py", "from cluster.cli import main", "cluster.cli goes backwards"),
+    ("cluster/data/__init__.py", "from ..driver import launch", "cluster.driver goes backwards"),
     ("cluster/a.py", "import importlib\nimportlib.import_module('tune.search')", "tune.search is forbidden"),
 ]
 
@@ -177,7 +209,9 @@ GOOD = [
     ("crystalformer/ops/numba/a.py", "from llvmlite import ir\nfrom crystalformer.ops.numba import b"),
     ("data_pipeline/a.py", "import ray.data\nfrom ray import data\nimport pyarrow\nray.data.range(3)"),
     ("cluster/a.py", "import torch, ray.train, crystalformer.batch, data_pipeline.schema"),
-    ("tune/a.py", "from ray import tune as ray_tune\nimport optuna, cluster.config"),
+    ("cluster/driver/a.py", "from cluster.worker import b\nfrom cluster.driver import c\nfrom cluster import lock"),
+    ("cluster/cli.py", "def f():\n    from cluster.commands import train"),
+    ("tune/a.py", "from ray import tune as ray_tune\nimport optuna, cluster.settings.config"),
 ]
 
 
@@ -229,7 +263,7 @@ def test_the_settings_of_a_model_need_no_torch():
 
 
 def test_ray_trains_controller_is_told_of_process_groups_without_torch():
-    done = import_with_blocked("cluster.process_group", "torch")
+    done = import_with_blocked("cluster.worker.process_group", "torch")
     assert done.returncode == 0, done.stderr
 
 

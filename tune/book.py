@@ -20,7 +20,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from cluster.config import TrainConfig
+from cluster.settings.config import TrainConfig
 from tune.space import Settings, Space
 
 SEARCH, REASON, SECONDS, PROCESS = "search", "reason", "seconds", "process"
@@ -273,7 +273,7 @@ def exhausted(study: Study, space: Space) -> bool:
 def kept_errors(errors: Sequence[float], scores: Sequence[float]) -> list[float]:
     """After each epoch, the error in the epoch of the smallest score so far; ends before the first that is no number.
 
-    That epoch's weights are the ones that a training keeps (cluster/loop.py).
+    That epoch's weights are the ones that a training keeps (cluster/worker/loop.py).
     """
     kept: list[float] = []
     smallest = math.inf

@@ -11,8 +11,8 @@ HELP = "search for the settings with the smallest validation error"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The search's own options, then the settings of a training run but a trial's ``epochs`` and ``init_from``."""
-    from cluster.fields import specs_of
-    from cluster.options import add_config_options, add_options
+    from cluster.commands.options import add_config_options, add_options
+    from cluster.settings.fields import specs_of
     from tune.config import SearchConfig
 
     add_options(parser.add_argument_group("search"), specs_of(SearchConfig))
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Check everything that can be checked without Ray, search, and say what was found."""
-    from cluster.options import read_settings
+    from cluster.commands.options import read_settings
 
     settings = read_settings(args)
     given = _given(args)
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The search's own options that were given, each of the right type. UserError."""
     from cluster.errors import UserError
-    from cluster.fields import parse_words, specs_of
+    from cluster.settings.fields import parse_words, specs_of
     from tune.config import SearchConfig
 
     found: dict[str, Any] = {}

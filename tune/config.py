@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from cluster.fields import coerce, specs_of
+from cluster.settings.fields import coerce, specs_of
+from crystalformer.config import about, require
 
 MAY_CHANGE = frozenset(
     {"num_trials", "concurrent", "max_minutes", "trial_minutes", "trial_retries", "full_epochs", "storage"}
@@ -14,62 +15,53 @@ MAY_CHANGE = frozenset(
 """What a search that goes on may be given anew: how long and on what it runs, not what its trials mean."""
 
 
-def _meta(text: str, unit: str = "") -> dict[str, str]:
-    return {"help": text, "unit": unit}
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:  # noqa: FBT001 - a predicate
-    if not condition:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
     """How to search. Wrong values raise ValueError."""
 
-    num_trials: int = field(default=20, metadata=_meta("trials of this search, failed ones included"))
+    num_trials: int = field(default=20, metadata=about("trials of this search, failed ones included"))
     epochs: int = field(
-        default=10, metadata=_meta("most epochs of a trial; early stopping ends the worse ones before", "epochs")
+        default=10, metadata=about("most epochs of a trial; early stopping ends the worse ones before", "epochs")
     )
-    full_epochs: int = field(default=100, metadata=_meta("epochs of the training that best.yaml describes", "epochs"))
+    full_epochs: int = field(default=100, metadata=about("epochs of the training that best.yaml describes", "epochs"))
     space: str | None = field(
         default=None,
-        metadata=_meta("YAML file of what to search; none: scale_real, gauss_lb_real and value_pe_dist_real"),
+        metadata=about("YAML file of what to search; none: scale_real, gauss_lb_real and value_pe_dist_real"),
     )
     objective: str | None = field(
-        default=None, metadata=_meta("target whose validation MAE, in its unit, is minimized; none: the first")
+        default=None, metadata=about("target whose validation MAE, in its unit, is minimized; none: the first")
     )
-    search_seed: int = field(default=1, metadata=_meta("seed of the suggestions, below 2^31"))
+    search_seed: int = field(default=1, metadata=about("seed of the suggestions, below 2^31"))
     try_given: bool = field(
-        default=True, metadata=_meta("begin with the settings as given, where they lie in the space")
+        default=True, metadata=about("begin with the settings as given, where they lie in the space")
     )
     grace_epochs: int = field(
         default=2,
-        metadata=_meta("epochs before ASHA may stop a trial; later rungs at grace_epochs * reduction^k"),
+        metadata=about("epochs before ASHA may stop a trial; later rungs at grace_epochs * reduction^k"),
     )
-    reduction: int = field(default=3, metadata=_meta("ASHA reduction factor: one trial in this many passes a rung"))
+    reduction: int = field(default=3, metadata=about("ASHA reduction factor: one trial in this many passes a rung"))
     concurrent: int | None = field(
-        default=None, metadata=_meta("most trials at once; none: as many as the cluster has CPUs or GPUs for")
+        default=None, metadata=about("most trials at once; none: as many as the cluster has CPUs or GPUs for")
     )
     max_minutes: float | None = field(
-        default=None, metadata=_meta("time for the search; trials under way then can be resumed", "minutes")
+        default=None, metadata=about("time for the search; trials under way then can be resumed", "minutes")
     )
     trial_minutes: float | None = field(
-        default=5.0, metadata=_meta("time for a trial; it counts with the epochs it has done by then", "minutes")
+        default=5.0, metadata=about("time for a trial; it counts with the epochs it has done by then", "minutes")
     )
     max_radius: float = field(
         default=40.0,
-        metadata=_meta("settings whose neighbour lists reach farther are passed over: costs grow with r^3", "Å"),
+        metadata=about("settings whose neighbour lists reach farther are passed over: costs grow with r^3", "Å"),
     )
     trial_retries: int = field(
-        default=1, metadata=_meta("times that a trial whose process or node died is started again")
+        default=1, metadata=about("times that a trial whose process or node died is started again")
     )
     study_name: str | None = field(
-        default=None, metadata=_meta("name of Optuna's study, which several searches may share; none: run_name")
+        default=None, metadata=about("name of Optuna's study, which several searches may share; none: run_name")
     )
     storage: str | None = field(
         default=None,
-        metadata=_meta(
+        metadata=about(
             "URL of the database that holds the study, such as postgresql://USER@HOST/NAME; none: that of "
             "CRYSTALFORMER_STORAGE in the environment, else an SQLite file in the run folder"
         ),
@@ -80,16 +72,16 @@ class SearchConfig:
             object.__setattr__(self, spec.name, coerce(spec, getattr(self, spec.name)))
         for name in ("num_trials", "epochs", "full_epochs", "grace_epochs", "concurrent"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "at least 1")
-        _require(self.reduction >= 2, "reduction", self.reduction, "at least 2")
-        _require(self.trial_retries >= 0, "trial_retries", self.trial_retries, "at least 0")
+            require(value is None or value >= 1, name, value, "at least 1")
+        require(self.reduction >= 2, "reduction", self.reduction, "at least 2")
+        require(self.trial_retries >= 0, "trial_retries", self.trial_retries, "at least 0")
         for name in ("max_minutes", "trial_minutes", "max_radius"):
             value = getattr(self, name)
-            _require(value is None or value > 0, name, value, "greater than 0")
-        _require(0 <= self.search_seed < 2**31, "search_seed", self.search_seed, "from 0 to 2^31 - 1")
+            require(value is None or value > 0, name, value, "greater than 0")
+        require(0 <= self.search_seed < 2**31, "search_seed", self.search_seed, "from 0 to 2^31 - 1")
         for name in ("space", "objective", "study_name"):
-            _require(getattr(self, name) != "", name, getattr(self, name), "some text, or none")
-        _require(
+            require(getattr(self, name) != "", name, getattr(self, name), "some text, or none")
+        require(
             self.storage is None or "://" in self.storage,
             "storage",
             "***" if "@" in str(self.storage) else self.storage,  # it may hold a password

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.config import TrainConfig
-from cluster.dataset import dataset_of, require_batch, require_rows, units_of
-from cluster.tables import cached_structures
+from cluster.data.dataset import dataset_of, require_batch, require_rows, units_of
+from cluster.data.tables import cached_structures
+from cluster.settings.config import TrainConfig
 from data_pipeline.prepared import PreparedDataset
 from data_pipeline.table import StructureTable
 from tune.library import TRIAL_SPLITS

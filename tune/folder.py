@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster import lock
-from cluster.config import CONFIG_FILE, SECTIONS, TrainConfig, flat_fields, load_flat, plain_name, save_yaml
-from cluster.deepspeed_config import overlay_of
+from cluster.driver.run_folder import MAY_CHANGE as RUN_MAY_CHANGE
 from cluster.errors import UserError
 from cluster.files import dump_yaml, read_yaml, write_text
-from cluster.report import METRICS_FILE
-from cluster.run_folder import MAY_CHANGE as RUN_MAY_CHANGE
+from cluster.run.report import METRICS_FILE
+from cluster.settings.config import CONFIG_FILE, SECTIONS, TrainConfig, flat_fields, load_flat, save_yaml
+from cluster.settings.deepspeed_config import overlay_of
+from cluster.settings.sections import plain_name
 from tune.config import MAY_CHANGE, SearchConfig
 from tune.space import Space, check_values, load_space, read_space
 from tune.study import VARIABLE, is_own_file, shown_url, storage_url

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from cluster.feed import TargetScaling
-from cluster.shells import SCHEMA, flatten, list_column
-from cluster.tables import BYTES_A_MB, SharedTables, SplitTables, TablesOnDisk, open_split, share
+from cluster.data.feed import TargetScaling
+from cluster.data.shells import SCHEMA, flatten, list_column
+from cluster.data.tables import BYTES_A_MB, SharedTables, SplitTables, TablesOnDisk, open_split, share
 from data_pipeline.prepared import PreparedDataset
 from data_pipeline.table import StructureTable
 

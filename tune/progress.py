@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
-from cluster.progress import OptionalBar
-from cluster.report import with_unit
+from cluster.run.progress import OptionalBar
+from cluster.run.report import with_unit
 from tune.book import TrialRecord, best
 from tune.folder import Search
 from tune.space import Settings

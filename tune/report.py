@@ -18,9 +18,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cluster.config import TrainConfig, save_yaml
 from cluster.files import write_text
-from cluster.report import with_unit
+from cluster.run.report import with_unit
+from cluster.settings.config import TrainConfig, save_yaml
 from tune.book import TrialRecord, best
 from tune.folder import BEST_FILE, Search
 from tune.progress import shown_value

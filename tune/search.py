@@ -21,11 +21,11 @@ from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sqlalchemy.exc import SQLAlchemyError
 
-from cluster.config import TrainConfig
+from cluster.driver.room import alive_nodes, worker_share, workers_that_fit
 from cluster.errors import UserError
 from cluster.interrupts import Interrupts, RunStopped
-from cluster.room import alive_nodes, worker_share, workers_that_fit
 from cluster.session import autoscaled, ray_session, require_told
+from cluster.settings.config import TrainConfig
 from data_pipeline.prepared import PreparedDataset
 from tune.adapters import Ending, StudyScheduler, StudySearcher
 from tune.book import Book, TrialRecord, exhausted, records
@@ -242,7 +242,7 @@ def _library(plan: Search, dataset: PreparedDataset) -> Any:  # noqa: ANN401 - a
 def _capacity(plan: Search) -> Capacity:
     """How many trials run at once: as many as have room for all their workers, so that none waits for another's.
 
-    Whether workers have GPUs and how many CPUs is reckoned as for a run (cluster/room.py), and told to the trials.
+    Whether workers have GPUs and how many CPUs is reckoned as for a run (cluster/driver/room.py); trials are told.
     """
     scale, nodes = plan.config.scale, alive_nodes()
     workers, fit = scale.num_workers, plan.options.concurrent or 0

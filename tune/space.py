@@ -25,10 +25,10 @@ from optuna.distributions import (
 )
 from optuna.trial import BaseTrial
 
-from cluster.config import ALIASES, TrainConfig, flat_fields, section_fields, suggestion
 from cluster.errors import UserError
-from cluster.fields import FieldSpec, coerce
 from cluster.files import read_yaml
+from cluster.settings.config import ALIASES, TrainConfig, flat_fields, section_fields, suggestion
+from cluster.settings.fields import FieldSpec, coerce
 
 DEFAULT: dict[str, dict[str, Any]] = {
     "scale_real": {"log": [0.5, 3.5]},

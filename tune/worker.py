@@ -27,16 +27,16 @@ import torch
 import torch.distributed as dist
 from ray import tune as ray_tune
 
-from cluster.config import CONFIG_FILE, TrainConfig, save_yaml
-from cluster.deepspeed_config import overlay_of
+from cluster.data.feed import TargetScaling
 from cluster.errors import RunFailed, UserError
-from cluster.feed import TargetScaling
-from cluster.loop import Job, Worker, prepare_process
-from cluster.machine import Place
-from cluster.monitor import Message
-from cluster.report import METRICS_FILE, json_ready, read_metrics
-from cluster.saving import PREFIX
-from cluster.storage import RunStore
+from cluster.run.report import METRICS_FILE, json_ready, read_metrics
+from cluster.run.storage import RunStore
+from cluster.settings.config import CONFIG_FILE, TrainConfig, save_yaml
+from cluster.settings.deepspeed_config import overlay_of
+from cluster.worker.loop import Job, Worker, prepare_process
+from cluster.worker.machine import Place
+from cluster.worker.monitor import Message
+from cluster.worker.saving import PREFIX
 from tune.folder import TRIALS_FOLDER
 from tune.library import TrialData
 
@@ -64,7 +64,7 @@ class TrialSetup:
 
 
 class TrialHost:
-    """What the worker of a one-worker trial lives in (cluster/host.py): a folder and a deadline."""
+    """What the worker of a one-worker trial lives in (cluster/worker/host.py): a folder and a deadline."""
 
     def __init__(self, folder: Path, deadline: float) -> None:
         self._folder, self._deadline = folder, deadline
@@ -167,7 +167,7 @@ class ManyWorkers:
         self, config: TrainConfig, data: TrialData, folder: Path, units: Mapping[str, str], seconds: float
     ) -> None:
         """``seconds``: for the trial, from when its workers begin."""
-        from cluster.launch import launch
+        from cluster.driver.launch import launch
 
         self._rows: queue.Queue[Row | Exception | None] = queue.Queue()
         self._closing = threading.Event()
@@ -210,7 +210,7 @@ class ManyWorkers:
 
 
 def score_of(row: Row, targets: Sequence[str], scaling: TargetScaling) -> float:
-    """What a run chooses its best epoch by (cluster/evaluation.py): the mean normalized error over all targets.
+    """What a run chooses its best epoch by (cluster/worker/evaluation.py): the mean normalized error of all targets.
 
     For one target it is the error as it is, in the same order.
     """

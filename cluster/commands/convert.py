@@ -13,7 +13,7 @@ HELP = "turn the authors' checkpoint into model folders, or back"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """From where, to where, which way, and what the file does not tell."""
-    from cluster.options import add_config_options
+    from cluster.commands.options import add_config_options
 
     parser.add_argument("source", metavar="CHECKPOINT", help="the authors' torch file; with --to_reference a folder")
     parser.add_argument("out", metavar="OUT", help="folder that gets model/ and model-swa/, or the file to write")
@@ -32,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Convert and say what was written. UserError for a file or folder that does not fit."""
-    from cluster.config import section_fields
-    from cluster.options import read_settings
+    from cluster.commands.options import read_settings
+    from cluster.settings.config import section_fields
 
     names = {spec.name for spec in section_fields("model")}
     given = {name: value for name, value in read_settings(args).items() if name in names}
-    from cluster.convert import to_file, to_folders
+    from cluster.prediction.convert import to_file, to_folders
 
     if args.to_reference:
         if given or args.named is not None:

@@ -11,7 +11,7 @@ from cluster.log import say
 from data_pipeline.splits import SPLITS
 
 if TYPE_CHECKING:
-    from cluster.scoring import Scored
+    from cluster.prediction.scoring import Scored
     from crystalformer.artifact import TargetScale
 
 HELP = "compare a trained model's predictions with a data set"
@@ -22,7 +22,7 @@ ELEMENTS_A_LINE = 6
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, on which split of which data set, and where to draw it."""
-    from cluster.options import add_data_dir, add_device
+    from cluster.commands.options import add_data_dir, add_device
 
     parser.add_argument("model", metavar="MODEL", help="model folder, such as runs/NAME/model, also s3://...")
     parser.add_argument(
@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the errors. UserError or DataError for a model or data set that cannot be used."""
-    from cluster.predict import load_predictor, pick_device
-    from cluster.scoring import score_split
+    from cluster.prediction.predict import load_predictor, pick_device
+    from cluster.prediction.scoring import score_split
 
     device = pick_device(args.device)
     predictor = load_predictor(args.model, device)
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> None:
 
 def summary(scored: Scored, column: int, target: TargetScale) -> list[str]:
     """What is told of one target: errors, the worst structures, errors by cell size and by element."""
-    from cluster.report import with_unit
-    from cluster.scoring import errors_of, mae_by_element, mae_by_size, worst
+    from cluster.prediction.scoring import errors_of, mae_by_element, mae_by_size, worst
+    from cluster.run.report import with_unit
 
     errors = errors_of(scored.truth[:, column], scored.prediction[:, column])
     lines = [
@@ -82,7 +82,7 @@ def summary(scored: Scored, column: int, target: TargetScale) -> list[str]:
 
 def draw(file: Path, scored: Scored, targets: tuple[TargetScale, ...]) -> None:
     """Draw predictions over true values. UserError where it cannot be written."""
-    from cluster.plots import plot_parity  # matplotlib is slow to import
+    from cluster.prediction.plots import plot_parity  # matplotlib is slow to import
 
     units = {target.name: target.unit for target in targets}
     try:

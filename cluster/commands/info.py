@@ -22,7 +22,7 @@ _INDENT = 11
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The data set, where prepared ones lie, and whether to draw it."""
-    from cluster.options import add_data_dir
+    from cluster.commands.options import add_data_dir
 
     parser.add_argument(
         "dataset",
@@ -66,8 +66,8 @@ def is_model(folder: Path) -> bool:
 
 def describe_model(location: str | Path) -> list[str]:
     """Targets with units, architecture, ranges and provenance of a model folder. UserError for an unreadable card."""
-    from cluster.report import labelled
-    from cluster.storage import local_folder
+    from cluster.run.report import labelled
+    from cluster.run.storage import local_folder
     from crystalformer.artifact import read_card
 
     try:
@@ -151,7 +151,7 @@ def draw_dataset(name: str, data_dir: Path, file: str) -> Path:
 
 
 def _registered_lines(info: DatasetInfo) -> list[str]:
-    from cluster.report import labelled
+    from cluster.run.report import labelled
 
     lines = [_line("name", info.name)]
     lines += [_line("target", f"{labelled(t.name, t.unit)}: {t.description}") for t in info.targets]
@@ -164,7 +164,7 @@ def _registered_lines(info: DatasetInfo) -> list[str]:
 
 
 def _names(targets: Iterable[TargetInfo]) -> str:
-    from cluster.report import labelled
+    from cluster.run.report import labelled
 
     return ", ".join(labelled(target.name, target.unit) for target in targets)
 

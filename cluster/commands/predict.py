@@ -12,15 +12,15 @@ from cluster.errors import Incomplete, UserError
 from cluster.log import say
 
 if TYPE_CHECKING:
-    from cluster.inputs import Found, Piece
-    from cluster.predict import Ensemble
+    from cluster.prediction.inputs import Found, Piece
+    from cluster.prediction.predict import Ensemble
 
 HELP = "predict properties of structures with a trained model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which models, which structures, and where the table goes."""
-    from cluster.options import add_device
+    from cluster.commands.options import add_device
 
     parser.add_argument(
         "model",
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"batch_size must be at least 1, got {args.batch_size}")
     import torch
 
-    from cluster.answers import check_output
-    from cluster.predict import Ensemble, pick_device
+    from cluster.prediction.answers import check_output
+    from cluster.prediction.predict import Ensemble, pick_device
 
     if args.output is not None and "://" in args.output:
         raise UserError(f"output must be a path, which all nodes see where there are several, got {args.output!r}")
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     folders = model_folders(args.model)
     elsewhere = args.device == "cuda" and not torch.cuda.is_available()  # as on the head of a cluster
     models = Ensemble(folders, pick_device("cpu" if elsewhere else args.device))
-    from cluster.inputs import STREAM_FROM, plan_pieces
+    from cluster.prediction.inputs import STREAM_FROM, plan_pieces
 
     pieces = plan_pieces(args.inputs)
     count = sum(piece.count for piece in pieces)
@@ -87,9 +87,9 @@ def predict_here(
     models: Ensemble, pieces: list[Piece], output: Path | None, batch_size: int | None
 ) -> tuple[int, int]:
     """Predict in this process; numbers of predictions and of structures left out."""
-    from cluster.answers import TableFile, as_table
-    from cluster.inputs import read_piece
-    from cluster.predict import row
+    from cluster.prediction.answers import TableFile, as_table
+    from cluster.prediction.inputs import read_piece
+    from cluster.prediction.predict import row
 
     unread: list[Found] = []
     readable = report_unread((found for piece in pieces for found in read_piece(piece)), unread)
@@ -106,8 +106,8 @@ def screen(
     args: argparse.Namespace, folders: list[str], pieces: list[Piece], output: Path, models: Ensemble
 ) -> tuple[int, int]:
     """Predict very many structures through Ray; numbers of predictions and of structures left out."""
-    from cluster.progress import counting
-    from cluster.screening import Screening, predict_many  # Ray takes seconds to import
+    from cluster.prediction.screening import Screening, predict_many  # Ray takes seconds to import
+    from cluster.run.progress import counting
 
     job = Screening(
         models=tuple(folders),

@@ -25,7 +25,7 @@ OWN_ONLY = ("name", "split", "seed", "targets")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which data set, or whose structures under which name, and where to put it."""
-    from cluster.options import add_data_dir
+    from cluster.commands.options import add_data_dir
 
     parser.usage = "%(prog)s DATASET | --source PATH --name NAME [options]"
     parser.add_argument(
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prepare it unless it is prepared already, and say what came of it."""
     check_words(args)
-    from cluster.progress import counting
+    from cluster.run.progress import counting
     from data_pipeline.own import prepare_source
     from data_pipeline.prepare import prepare_dataset
 
@@ -117,7 +117,7 @@ def _ratios(text: str) -> tuple[float, ...]:
 
 def summary(prepared: PreparedDataset) -> list[str]:
     """Sizes, rejected rows with their reasons, where it lies, and what to do with it."""
-    from cluster.report import labelled
+    from cluster.run.report import labelled
     from data_pipeline.describe import rejected_lines
 
     sizes, own = prepared.sizes, prepared.own_splits

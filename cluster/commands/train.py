@@ -10,30 +10,30 @@ from typing import TYPE_CHECKING
 from cluster.log import say
 
 if TYPE_CHECKING:
-    from cluster.config import TrainConfig
-    from cluster.report import RunResult
+    from cluster.run.report import RunResult
+    from cluster.settings.config import TrainConfig
 
 HELP = "train a model, test it and write a run folder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Every setting of TrainConfig is an option."""
-    from cluster.options import add_config_options
+    from cluster.commands.options import add_config_options
 
     add_config_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Check everything that can be checked without Ray, train, and say where the run is and how good it is."""
-    from cluster.deepspeed_config import overlay_of
-    from cluster.options import read_config
+    from cluster.commands.options import read_config
+    from cluster.settings.deepspeed_config import overlay_of
 
     config = read_config(args)
     overlay_of(config)  # read again at the start of the workers; its faults are told before anything is made
     named = config.run.run_name is not None
     config = find_data(config)
-    from cluster.run_folder import with_free_name
-    from cluster.trainer import train  # Ray and DeepSpeed take seconds to import
+    from cluster.driver.run_folder import with_free_name
+    from cluster.driver.trainer import train  # Ray and DeepSpeed take seconds to import
 
     say("\n".join(summary(train(config if named else with_free_name(config)))))
 
@@ -51,7 +51,7 @@ def find_data(config: TrainConfig) -> TrainConfig:
 
 def summary(result: RunResult) -> list[str]:
     """What the user is told at the end: run folder, errors with units, time."""
-    from cluster.report import with_unit
+    from cluster.run.report import with_unit
 
     lines = [f"run folder  {result.run_dir}"]
     weights = {f"best validation, epoch {result.best_epoch}": result.test_mae, "averaged": result.test_mae_swa}

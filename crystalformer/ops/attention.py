@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from crystalformer.batch import CrystalBatch
+from crystalformer.config import CUTOFF_SIGMAS, Backend
 from crystalformer.ops import blocks, reciprocal, reference, torch_backend
 from crystalformer.ops.radial import RadialBasis
 from crystalformer.ops.reciprocal import wave_plan
 from crystalformer.optional import problem
 
 Domain = Literal["real", "reci"]
-Backend = Literal["auto", "torch", "numba", "triton", "reference"]
 
 _log = logging.getLogger(__name__)
 _KERNELS = {"cpu": "numba", "cuda": "triton"}
@@ -38,7 +38,7 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     rho_min: float,
     radial: RadialBasis | None = None,
     weight: Tensor | None = None,
-    cutoff_sigmas: float = 6.0,
+    cutoff_sigmas: float = CUTOFF_SIGMAS,
     domain: Domain = "real",
     backend: str = "auto",
 ) -> Tensor:
@@ -173,7 +173,7 @@ def prepare(
     scale: float,
     rho_min: float,
     radial: RadialBasis | None = None,
-    cutoff_sigmas: float = 6.0,
+    cutoff_sigmas: float = CUTOFF_SIGMAS,
     domain: Domain = "real",
     backend: str = "auto",
 ) -> None:

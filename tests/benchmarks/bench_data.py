@@ -28,9 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from cluster.dealing import global_batches, micro_batches
-from cluster.feed import Feed, TargetScaling
-from cluster.tables import open_split
+from cluster.data.dealing import global_batches, micro_batches
+from cluster.data.feed import Feed, TargetScaling
+from cluster.data.tables import open_split
 from crystalformer.config import ModelConfig
 from data_pipeline.crystal import Crystal, read_crystals, structure_columns
 from data_pipeline.datasets import embedded_names, find_dataset

@@ -28,9 +28,9 @@ import pyarrow.parquet as pq
 import torch
 
 from cluster.commands.predict import predict_here
-from cluster.feed import batch_of_crystals
-from cluster.inputs import find_structures, plan_pieces
-from cluster.predict import Ensemble, crystal_work
+from cluster.data.feed import batch_of_crystals
+from cluster.prediction.inputs import find_structures, plan_pieces
+from cluster.prediction.predict import Ensemble, crystal_work
 from crystalformer.artifact import ModelCard, TargetScale, batch_ends, load_model, save_model
 from crystalformer.batch import CrystalBatch
 from crystalformer.config import ModelConfig

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cluster.report import read_metrics
+from cluster.run.report import read_metrics
 from tests.benchmarks.measure import Row, environment, report
 
 EPOCHS = 4

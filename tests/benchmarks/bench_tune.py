@@ -21,7 +21,7 @@ from pathlib import Path
 import optuna
 
 from cluster.log import say
-from cluster.report import read_metrics
+from cluster.run.report import read_metrics
 from cluster.session import ray_session
 from data_pipeline.prepare import prepare_dataset
 from tests.benchmarks.measure import environment

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from cluster.dealing import global_batches
-from cluster.feed import Feed, TargetScaling
-from cluster.tables import BYTES_A_MB, TablesOnDisk, open_split, structures_file
+from cluster.data.dealing import global_batches
+from cluster.data.feed import Feed, TargetScaling
+from cluster.data.tables import BYTES_A_MB, TablesOnDisk, open_split, structures_file
 from data_pipeline.crystal import Crystal, read_crystals
 from data_pipeline.info import DatasetInfo, SourceKind, TargetInfo
 from data_pipeline.prepare import Executor, prepare_from

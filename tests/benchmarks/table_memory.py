@@ -8,12 +8,12 @@ import pyarrow as pa
 import ray
 import torch
 
-from cluster.dealing import global_batches
-from cluster.feed import Feed, TargetScaling
+from cluster.data.dealing import global_batches
+from cluster.data.feed import Feed, TargetScaling
+from cluster.data.shells import SCHEMA
+from cluster.data.spool import write_table
+from cluster.data.tables import SharedTables, SplitTables, TablesOnDisk, open_split, share
 from cluster.session import ray_session
-from cluster.shells import SCHEMA
-from cluster.spool import write_table
-from cluster.tables import SharedTables, SplitTables, TablesOnDisk, open_split, share
 from crystalformer.config import ModelConfig
 from data_pipeline.prepare import prepare_dataset
 from tests.benchmarks.measure import Row

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from cluster.tables import SPLITS, SplitTables, open_split
+from cluster.data.tables import SPLITS, SplitTables, open_split
 from data_pipeline.prepare import prepare_dataset
 from data_pipeline.prepared import PreparedDataset
 from tests.cluster.processes import Workers

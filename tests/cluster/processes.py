@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cluster.machine import Place
+from cluster.worker.machine import Place
 
 
 class Workers:

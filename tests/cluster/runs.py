@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from cluster.report import read_metrics
-from cluster.snapshot import SNAPSHOT
+from cluster.driver.snapshot import SNAPSHOT
+from cluster.run.report import read_metrics
 from tests.cluster.small import SMALL
 
 EPOCHS = 20

@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
-from cluster.config import TrainConfig
-from cluster.tables import SplitTables
+from cluster.data.tables import SplitTables
+from cluster.settings.config import TrainConfig
 from crystalformer.config import ModelConfig
 from data_pipeline.table import StructureTable
 

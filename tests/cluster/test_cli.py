@@ -10,9 +10,9 @@ from cluster import cli
 from cluster.cli import main
 from cluster.commands import MODULES
 from cluster.commands.train import find_data, summary
-from cluster.config import TrainConfig, load_yaml, save_yaml
+from cluster.settings.config import TrainConfig, load_yaml, save_yaml
 from data_pipeline.errors import DataError
-from tests.cluster.test_report import RESULT
+from tests.cluster.run.test_report import RESULT
 
 
 def failure(capsys, *words) -> str:

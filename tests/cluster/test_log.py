@@ -20,11 +20,11 @@ def test_rank_zero_speaks_once_and_other_libraries_are_left_alone(capsys):
     root = list(logging.getLogger().handlers)
     setup_logging(rank=3)
     setup_logging(rank=0)
-    logging.getLogger("cluster.engine").info("step %s", 5)
-    logging.getLogger("cluster.engine").debug("quiet")
+    logging.getLogger("cluster.worker.engine").info("step %s", 5)
+    logging.getLogger("cluster.worker.engine").debug("quiet")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert lines[0].endswith("INFO rank 0 cluster.engine: step 5")
+    assert lines[0].endswith("INFO rank 0 cluster.worker.engine: step 5")
     assert logging.getLogger().handlers == root
 
 
@@ -38,8 +38,8 @@ def test_other_ranks_speak_from_warnings_on(capsys):
 
 def test_a_command_speaks_plainly(capsys):
     setup_logging(level=logging.WARNING)
-    logging.getLogger("cluster.tables").info("quiet")
-    logging.getLogger("cluster.tables").warning("%s is read-only", "data")
+    logging.getLogger("cluster.data.tables").info("quiet")
+    logging.getLogger("cluster.data.tables").warning("%s is read-only", "data")
     assert capsys.readouterr().err == "warning: data is read-only\n"
 
 

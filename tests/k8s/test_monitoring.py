@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from cluster import metrics
+from cluster.worker import metrics
 from tests.k8s.rendered import REPOSITORY, documents, needs_kubectl
 
 MONITORING = REPOSITORY / "k8s" / "components" / "monitoring"
@@ -35,7 +35,7 @@ def metric_names(expression: str) -> set[str]:
 
 
 def ours() -> set[str]:
-    """The names that cluster/metrics.py defines, as Prometheus sees them."""
+    """The names that cluster/worker/metrics.py defines, as Prometheus sees them."""
     gauges = [name for name, _ in metrics._GAUGES.values()]
     gauges += [metrics.VALIDATION[0], metrics.STEP_SECONDS[0], metrics.GPU_MEMORY[0]]
     counters = [metrics.STARTS[0], metrics.DIVERGENCES[0]]

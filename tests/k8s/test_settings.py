@@ -7,7 +7,7 @@ import shutil
 import pytest
 import yaml
 
-from cluster.config import TrainConfig, load_flat
+from cluster.settings.config import TrainConfig, load_flat
 from tests.k8s.rendered import OVERLAYS, REPOSITORY, check, documents, find, find_named, needs_kubectl, pod
 
 pytestmark = needs_kubectl

@@ -6,9 +6,9 @@ import pytest
 import ray
 
 import tune  # noqa: F401 - sets Ray's environment
-from cluster.config import TrainConfig
-from cluster.launch import worker_resources
-from cluster.room import WorkerResources
+from cluster.driver.launch import worker_resources
+from cluster.driver.room import WorkerResources
+from cluster.settings.config import TrainConfig
 from tune.folder import new_search
 from tune.search import _capacity
 

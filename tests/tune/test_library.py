@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from cluster.tables import open_split
+from cluster.data.tables import open_split
 from data_pipeline.prepared import load_prepared
 from tune.library import STEP, Tables, grid_radius, within
 

@@ -22,9 +22,9 @@ import ray
 import tune  # noqa: F401 - sets Ray's environment
 from cluster import lock
 from cluster.cli import main
-from cluster.config import load_yaml
 from cluster.errors import UserError
-from cluster.report import read_metrics
+from cluster.run.report import read_metrics
+from cluster.settings.config import load_yaml
 from tune.book import records
 from tune.folder import locked, new_search, saved_search
 from tune.search import search

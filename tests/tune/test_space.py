@@ -6,8 +6,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from cluster.config import TrainConfig
 from cluster.errors import UserError
+from cluster.settings.config import TrainConfig
 from tune.space import DEFAULT, load_space, read_space
 
 README = Path(__file__).resolve().parents[2] / "README.md"

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import optuna
 import pytest
 
-from cluster.config import TrainConfig
 from cluster.errors import UserError
+from cluster.settings.config import TrainConfig
 from tune.book import Book, best, exhausted, kept_errors, records
 from tune.config import SearchConfig
 from tune.space import DEFAULT, read_space

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.config import TrainConfig
-from cluster.feed import TargetScaling
-from cluster.tables import TablesOnDisk, open_split
+from cluster.data.feed import TargetScaling
+from cluster.data.tables import TablesOnDisk, open_split
+from cluster.settings.config import TrainConfig
 from data_pipeline.prepared import load_prepared
 from data_pipeline.table import StructureTable
 from tests.cluster.processes import Workers

@@ -1,0 +1,1 @@
+"""What runs in every worker: the steps, their sums over the workers, checkpoints."""

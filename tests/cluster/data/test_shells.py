@@ -1,0 +1,130 @@
+"""Shells kept beside the data: the same as found afresh, read without copying, replaced when out of date."""
+
+import os
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from cluster.data import shells as module
+from cluster.data.shells import SCHEMA, ShellTable, cached_shells
+from crystalformer.batch import PackedShells
+from crystalformer.neighbors import find_shells
+from data_pipeline.table import StructureTable, read_table
+
+RADIUS = 5.0
+
+
+@pytest.fixture(scope="module")
+def rows_on_disk(elastic):
+    return read_table(elastic.split_path("test"))
+
+
+@pytest.fixture(scope="module")
+def structures(rows_on_disk):
+    return StructureTable.from_arrow(rows_on_disk)
+
+
+@pytest.fixture(scope="module")
+def few(rows_on_disk):
+    """4 crystals, and 3 others."""
+    return StructureTable.from_arrow(rows_on_disk.slice(0, 4)), StructureTable.from_arrow(rows_on_disk.slice(4, 3))
+
+
+@pytest.fixture(scope="module")
+def table(structures, tmp_path_factory):
+    return cached_shells(tmp_path_factory.mktemp("shells"), "test", structures, RADIUS, "abc")
+
+
+def found_afresh(structures, rows) -> PackedShells:
+    crystals = [structures.gather(np.array([row])) for row in rows]
+    found = [find_shells(c.positions, c.lattice[0], RADIUS) for c in crystals]
+    return PackedShells.pack(found, [int(c.sizes[0]) for c in crystals], RADIUS)
+
+
+@pytest.mark.parametrize("rows", [[0], [5, 3, 8, 3], list(range(40, 10, -1))])
+def test_packed_shells_are_those_found_afresh(structures, table, rows):
+    rows = np.array(rows)
+    packed = ShellTable(table, RADIUS).pack(rows, structures.gather(rows).sizes)
+    expected = found_afresh(structures, rows)
+    assert packed.radius == RADIUS
+    assert torch.equal(packed.ptr, expected.ptr)
+    assert torch.equal(packed.neighbor, expected.neighbor)
+    assert torch.equal(packed.count.long(), expected.count)
+    assert packed.distance.dtype == torch.float32
+    assert torch.equal(packed.distance, expected.distance.float())
+
+
+def test_costs_are_shells(structures, table):
+    costs = ShellTable(table, RADIUS).costs
+    assert len(costs) == structures.num_rows
+    assert costs[7] == len(found_afresh(structures, [7]).neighbor)
+
+
+def test_a_sliced_or_split_table_gives_the_same(structures, table):
+    rows = np.array([4, 2])
+    sizes = structures.gather(rows).sizes
+    expected = ShellTable(table, RADIUS).pack(rows, sizes)
+    in_two = pa.concat_tables([table.slice(0, 3), table.slice(3)])
+    assert torch.equal(ShellTable(in_two, RADIUS).pack(rows, sizes).distance, expected.distance)
+    assert torch.equal(ShellTable(table.slice(2), RADIUS).pack(rows - 2, sizes).neighbor, expected.neighbor)
+
+
+def test_more_rows_than_a_chunk_are_still_read_without_copying(structures, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK", 50)
+    pieces = cached_shells(tmp_path, "test", structures, RADIUS, "abc")
+    assert structures.num_rows > 2 * 50
+    assert {name: pieces.column(name).num_chunks for name in SCHEMA.names} == dict.fromkeys(SCHEMA.names, 1)
+    assert pieces.equals(table)
+    before = pa.total_allocated_bytes()
+    shells = ShellTable(pieces, RADIUS)
+    assert pa.total_allocated_bytes() == before
+    assert shells.costs.sum() == len(pieces.column("neighbor").chunk(0).values)
+
+
+# Kept on disk ---------------------------------------------------------------------------------------------------
+
+
+def test_shells_are_found_once_and_mapped(structures, table, tmp_path, monkeypatch):
+    first = cached_shells(tmp_path, "test", structures, RADIUS, "abc")
+    assert first.equals(table)
+    monkeypatch.setattr(module, "find_shells", None)  # finding again would raise
+    before = pa.total_allocated_bytes()
+    again = cached_shells(tmp_path, "test", structures, RADIUS, "abc")
+    assert again.equals(table)
+    assert pa.total_allocated_bytes() - before < 0.01 * again.nbytes
+    assert [file.name for file in (tmp_path / "shells").iterdir()] == ["test-5.0000.arrow"]
+
+
+def test_radii_and_splits_have_their_own_files(few, tmp_path):
+    for split, radius in (("test", 5.0), ("test", 4.0), ("val", 5.0)):
+        cached_shells(tmp_path, split, few[0], radius, "abc")
+    names = {file.name for file in (tmp_path / "shells").iterdir()}
+    assert names == {"test-5.0000.arrow", "test-4.0000.arrow", "val-5.0000.arrow"}
+
+
+@pytest.mark.parametrize("change", ["fingerprint", "rows", "format"])
+def test_shells_of_other_data_are_replaced(few, tmp_path, monkeypatch, change):
+    """A change of rows alone goes with another number of them."""
+    old = cached_shells(tmp_path, "test", few[0], RADIUS, "abc")
+    expected = cached_shells(tmp_path / "elsewhere", "test", few[1], RADIUS, "abc")
+    if change == "format":
+        monkeypatch.setattr(module, "FORMAT", "0")
+    fingerprint = "def" if change == "fingerprint" else "abc"
+    new = cached_shells(tmp_path, "test", few[1], RADIUS, fingerprint)
+    assert new.equals(expected)
+    assert not new.equals(old)
+    assert cached_shells(tmp_path, "test", few[1], RADIUS, fingerprint).equals(expected)
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "garbage"])
+def test_a_damaged_file_is_replaced(few, tmp_path, damage):
+    expected = cached_shells(tmp_path / "elsewhere", "test", few[0], RADIUS, "abc")
+    cached_shells(tmp_path, "test", few[0], RADIUS, "abc")
+    path = tmp_path / "shells" / "test-5.0000.arrow"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "garbage": os.urandom(500)}[damage])
+    assert cached_shells(tmp_path, "test", few[0], RADIUS, "abc").equals(expected)
+    assert path.read_bytes() == content

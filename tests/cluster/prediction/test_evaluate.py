@@ -1,0 +1,123 @@
+"""evaluate: its numbers are those of definitions written out here (in test_training.py: those of results.json)."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+
+from cluster.cli import main
+from cluster.prediction.inputs import find_structures
+from cluster.prediction.predict import load_predictor, pick_device
+from cluster.prediction.scoring import Scored, errors_of, mae_by_element, mae_by_size, score_split, worst
+from data_pipeline.composition import amounts_of
+from tests.cluster.trained import SCALES, write_model
+
+CPU = pick_device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model folder as a run on elastic_tensor_2015 leaves one; how well it predicts plays no part here."""
+    scales = [replace(scale, unit="log10(GPa)") for scale in SCALES]
+    return write_model(tmp_path_factory.mktemp("model") / "model", scales=scales, dataset="elastic_tensor_2015")
+
+
+def test_predictions_do_not_depend_on_the_batch_size(model, elastic):
+    predictor = load_predictor(model, CPU)
+    one, other = (
+        score_split(predictor, CPU, "elastic_tensor_2015", "val", elastic.path.parent, size) for size in (7, 128)
+    )
+    assert one.ids == other.ids
+    np.testing.assert_allclose(one.prediction, other.prediction, rtol=1e-5)
+
+
+@pytest.fixture
+def scored():
+    generator = np.random.default_rng(0)
+    truth = generator.normal(size=(40, 2))
+    prediction = truth + generator.normal(size=(40, 2))
+    sizes = np.array([1, 4, 5, 8, 9, 64, 65, 200] * 5)
+    elements = generator.random((40, 99)) < 0.05
+    elements[:, 0] = False
+    return Scored(
+        dataset="d",
+        ids=[str(i) for i in range(40)],
+        sizes=sizes,
+        elements=elements,
+        truth=truth,
+        prediction=prediction,
+    )
+
+
+def test_errors_follow_their_definitions(scored):
+    truth, prediction = scored.truth[:, 1], scored.prediction[:, 1]
+    errors = errors_of(truth, prediction)
+    assert errors.mae == pytest.approx(mean_absolute_error(truth, prediction))
+    assert errors.rmse == pytest.approx(root_mean_squared_error(truth, prediction))
+    assert errors.r2 == pytest.approx(r2_score(truth, prediction))
+    assert np.isnan(errors_of(np.ones(3), np.zeros(3)).r2)
+
+
+def test_the_worst_come_first(scored):
+    residual = np.abs(scored.prediction[:, 0] - scored.truth[:, 0])
+    rows = worst(scored, 0, 5)
+    assert residual[rows].tolist() == sorted(residual, reverse=True)[:5]
+
+
+def test_errors_by_cell_size(scored):
+    found = mae_by_size(scored, 0)
+    assert [(name, count) for name, count, _ in found] == [
+        ("1 to 4", 10),
+        ("5 to 8", 10),
+        ("9 to 16", 5),
+        ("33 to 64", 5),
+        ("65 and more", 10),
+    ]
+    residual = np.abs(scored.prediction[:, 0] - scored.truth[:, 0])
+    assert found[0][2] == pytest.approx(residual[scored.sizes <= 4].mean())
+    assert sum(count * mae for _, count, mae in found) == pytest.approx(residual.sum())
+
+
+def test_errors_by_element(scored):
+    found = mae_by_element(scored, 1)
+    errors = [mae for _, _, mae in found]
+    assert errors == sorted(errors, reverse=True)
+    residual = np.abs(scored.prediction[:, 1] - scored.truth[:, 1])
+    by_symbol = {symbol: (count, mae) for symbol, count, mae in found}
+    assert len(by_symbol) == scored.elements.any(0).sum()
+    with_iron = scored.elements[:, 26]
+    assert by_symbol["Fe"] == (with_iron.sum(), pytest.approx(residual[with_iron].mean()))
+
+
+def test_the_elements_of_a_split_are_those_of_its_formulas(model, elastic):
+    predictor = load_predictor(model, CPU)
+    scored = score_split(predictor, CPU, "elastic_tensor_2015", "test", elastic.path.parent)
+    for row, crystal in enumerate(find_structures([str(elastic.split_path("test"))])):
+        assert set(np.flatnonzero(scored.elements[row])) == set(amounts_of(crystal.crystal)), scored.ids[row]
+
+
+def test_the_picture(model, elastic, tmp_path, capsys):
+    words = ["evaluate", str(model), "--data_dir", str(elastic.path.parent), "--split", "val"]
+    assert main([*words, "--plot", str(tmp_path / "parity.png")]) == 0
+    assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.endswith(f"plot      {tmp_path / 'parity.png'}\n")
+    assert main([*words, "--plot", str(tmp_path / "parity.xyz")]) == 2
+    assert "error: --plot" in capsys.readouterr().err
+
+
+MISTAKES = [
+    ([], "--dataset is needed"),
+    (["--dataset", "nowhere"], "data set 'nowhere' is neither registered nor prepared"),
+    (["--dataset", "flla_2015"], "shear"),
+    (["--dataset", "elastic_tensor_2015"], "has bulk in log10(GPa), but the model predicts GPa"),
+    (["--split", "all"], "invalid choice: 'all'"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_mistakes_are_one_line_and_status_2(words, message, tmp_path, capsys):
+    model = write_model(tmp_path / "model")
+    assert main(["evaluate", str(model), *words, "--data_dir", str(tmp_path / "data")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
