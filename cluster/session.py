@@ -13,7 +13,7 @@ import ray
 
 from cluster.environment import for_workers
 from cluster.errors import UserError
-from data_pipeline.ray_address import VARIABLE, join_or_start
+from data_pipeline.steps.ray_address import VARIABLE, join_or_start
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 """The workers' output stays in Ray's log files, which the dashboard shows."""

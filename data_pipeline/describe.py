@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.assign import count_rules
 from data_pipeline.elements import symbol_of
 from data_pipeline.prepared import PreparedDataset, load_prepared
 from data_pipeline.splits import SPLITS
+from data_pipeline.steps.assign import count_rules
 from data_pipeline.table import StructureTable
 
 BINS = 12

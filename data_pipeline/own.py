@@ -7,13 +7,13 @@ from pathlib import Path
 
 from data_pipeline.datasets import check_name
 from data_pipeline.errors import DataError
-from data_pipeline.execute import Progress
 from data_pipeline.info import DatasetInfo, SourceKind, SplitRecipe
 from data_pipeline.prepare import Executor, prepare_from
 from data_pipeline.prepared import PreparedDataset
 from data_pipeline.registry import DATASETS
 from data_pipeline.sources.opening import open_path
 from data_pipeline.splits import check_ratios
+from data_pipeline.steps.execute import Progress
 
 _RECIPE = SplitRecipe()
 

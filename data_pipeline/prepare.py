@@ -21,23 +21,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.assign import Assignment, assign_splits, count_rules, first_reasons, with_ids
 from data_pipeline.datasets import check_name, find_dataset
 from data_pipeline.elements import symbol_of
 from data_pipeline.errors import DataError
-from data_pipeline.execute import Progress, in_process, with_ray
 from data_pipeline.info import DatasetInfo, SplitRecipe
 from data_pipeline.lock import locked
 from data_pipeline.prepared import FILE_NAME, PreparedDataset, RejectedRow, is_prepared, load_prepared
-from data_pipeline.raw import EXTRA_FIELDS
-from data_pipeline.reduce import SYMPREC
 from data_pipeline.schema import FIXED_COLUMNS, SCHEMA_VERSION
 from data_pipeline.sources.base import Source
 from data_pipeline.sources.opening import open_registered
+from data_pipeline.sources.raw import EXTRA_FIELDS
 from data_pipeline.splits import SPLITS
-from data_pipeline.store import PART_FIELD, RawStore, is_staged
-from data_pipeline.work import WORK_VERSION
-from data_pipeline.write import DatasetWriter
+from data_pipeline.steps.assign import Assignment, assign_splits, count_rules, first_reasons, with_ids
+from data_pipeline.steps.execute import Progress, in_process, with_ray
+from data_pipeline.steps.reduce import SYMPREC
+from data_pipeline.steps.store import PART_FIELD, RawStore, is_staged
+from data_pipeline.steps.work import WORK_VERSION
+from data_pipeline.steps.write import DatasetWriter
 
 Executor = Literal["auto", "process", "ray"]
 

@@ -29,9 +29,13 @@ LAZY_IN_CRYSTALFORMER = ("triton", "numba", "llvmlite", "pymatgen", "safetensors
 KERNELS = {"crystalformer.ops.triton": ("triton",), "crystalformer.ops.numba": ("numba", "llvmlite")}
 """Packages of jit-compiled code, imported lazily, and what they may import at their top."""
 
-FOLDERS_OF_CLUSTER = ("settings", "run", "data", "worker", "prediction", "driver", "commands")
-"""Each may import those before it. What lies beside them serves all and imports none, but for the command line."""
-COMMAND_LINE = ("cluster.cli", "cluster.__main__")
+FOLDERS = {
+    "cluster": ("settings", "run", "data", "worker", "prediction", "driver", "commands"),
+    "data_pipeline": ("formats", "sources", "steps"),
+}
+"""Each may import those before it. What lies beside them serves all of them and imports none, but for ``ABOVE``."""
+ABOVE = {"cluster": ("cli", "__main__"), "data_pipeline": ("prepare", "own", "describe")}
+"""Modules beside the folders that use them all, and that no folder imports."""
 
 
 @dataclass(frozen=True)
@@ -113,21 +117,19 @@ def complaint(importer: str, found: Import) -> str | None:
     return None if top in ALLOWED_IN_CRYSTALFORMER or top in sys.stdlib_module_names else "is not among the allowed"
 
 
-def folder_of(module: str) -> int | None:
-    """The place among ``FOLDERS_OF_CLUSTER`` of the folder in which a module lies; None for those beside them."""
-    parts = module.split(".")
-    known = len(parts) > 1 and parts[0] == "cluster" and parts[1] in FOLDERS_OF_CLUSTER
-    return FOLDERS_OF_CLUSTER.index(parts[1]) if known else None
+def height(module: str) -> int:
+    """How far up a module of ours stands in its package: beside the folders 0, in the first folder 1, and so on."""
+    package, *rest = module.split(".")
+    name = rest[0] if rest else ""
+    folders = FOLDERS.get(package, ())
+    if name in ABOVE.get(package, ()):
+        return len(folders) + 1
+    return folders.index(name) + 1 if name in folders else 0
 
 
 def backwards(importer: str, found: Import) -> bool:
-    """Whether a module of cluster imports one of a folder that comes after its own."""
-    target, own = folder_of(found.module), folder_of(importer)
-    if own is not None and found.module in COMMAND_LINE:
-        return True
-    if target is None or importer.split(".")[0] != "cluster" or importer in COMMAND_LINE:
-        return False
-    return own is None or target > own
+    """Whether a module imports one of its own package that stands higher."""
+    return importer.split(".")[0] == found.module.split(".")[0] and height(found.module) > height(importer)
 
 
 def violations(root: Path) -> list[str]:
@@ -145,9 +147,11 @@ def test_imports_go_one_way():
     assert violations(REPOSITORY) == []
 
 
-def test_every_folder_of_cluster_has_its_place():
-    folders = {path.parent.name for path in (REPOSITORY / "cluster").glob("*/__init__.py")}
-    assert folders == set(FOLDERS_OF_CLUSTER)
+@pytest.mark.parametrize("package", FOLDERS)
+def test_every_folder_has_its_place(package):
+    folders = {path.parent.name for path in (REPOSITORY / package).glob("*/__init__.py")}
+    assert folders == set(FOLDERS[package])
+    assert all((REPOSITORY / package / f"{name}.py").is_file() for name in ABOVE[package])
 
 
 def test_every_package_is_walked():
@@ -185,6 +189,9 @@ BAD = [
     ("cluster/run/a.py", "def f():\n    from cluster.worker.loop import x", "cluster.worker.loop goes backwards"),
     ("cluster/commands/a.py", "from cluster.cli import main", "cluster.cli goes backwards"),
     ("cluster/data/__init__.py", "from ..driver import launch", "cluster.driver goes backwards"),
+    ("data_pipeline/a.py", "from data_pipeline.steps import work", "data_pipeline.steps goes backwards"),
+    ("data_pipeline/steps/a.py", "from data_pipeline import own", "data_pipeline.own goes backwards"),
+    ("data_pipeline/formats/a.py", "from data_pipeline.sources import raw", "data_pipeline.sources goes backwards"),
     ("cluster/a.py", "import importlib\nimportlib.import_module('tune.search')", "tune.search is forbidden"),
 ]
 

@@ -20,8 +20,8 @@ import torch
 from cluster.data.spool import MappedTable, write_table
 from crystalformer.batch import PackedShells
 from crystalformer.neighbors import Shells, find_shells
-from data_pipeline.execute import quiet_ray_data
 from data_pipeline.schema import STRUCTURE_COLUMNS
+from data_pipeline.steps.execute import quiet_ray_data
 from data_pipeline.table import StructureTable
 
 IntArray = npt.NDArray[np.int64]

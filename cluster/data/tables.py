@@ -6,8 +6,8 @@ own rows, the node's page cache holds what fits, and a worker lets go of its pag
 ways give the same batches in the same order, since the order is a permutation of row numbers (dealing.py) and any row
 is found by its offset. Shards of a Ray Data stream would not: they drop rows to even out, reshuffle after a restart,
 tie batches to the worker count and, fully shuffled, read about three times fewer rows a second than the map (measured
-with Ray 2.60). Ray Data prepares the files instead: structures (data_pipeline.execute) and, where they are many,
-shells (shells.py).
+with Ray 2.60). Ray Data prepares the files instead: structures (data_pipeline/steps/execute.py) and, where they are
+many, shells (shells.py).
 
 The price: all nodes must see the data folder where a split exceeds the limit, as they must see the run folder.
 """

@@ -14,16 +14,16 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.cif import split_blocks
-from data_pipeline.compressed import inner_name, read_text
 from data_pipeline.crystal import Crystal, read_crystals
 from data_pipeline.errors import DataError
-from data_pipeline.other_files import read_other
-from data_pipeline.parse import parse_structure
+from data_pipeline.formats.cif import split_blocks
+from data_pipeline.formats.compressed import inner_name, read_text
+from data_pipeline.formats.other_files import read_other
+from data_pipeline.formats.parse import parse_structure
+from data_pipeline.formats.refusal import TOO_DEEP
 from data_pipeline.prepared import is_prepared
-from data_pipeline.reduce import ReductionError, primitive_cell
-from data_pipeline.refusal import TOO_DEEP
 from data_pipeline.schema import FIXED_COLUMNS, check_schema
+from data_pipeline.steps.reduce import ReductionError, primitive_cell
 from data_pipeline.validate import structure_problem
 
 KNOWN_FILES = (
@@ -238,7 +238,7 @@ def _of_record(fields: Mapping[str, Any] | str, default: str, where: str) -> Fou
 
     default: the id of a record that has none.
     """
-    from data_pipeline.fields import Place, find_id, to_record
+    from data_pipeline.sources.fields import Place, find_id, to_record
 
     if isinstance(fields, str):
         return Found(id=default, where=where, problem=fields)

@@ -37,8 +37,8 @@ from cluster.prediction.seen import Seen
 from cluster.run.storage import is_remote, local_folder
 from crystalformer.artifact import CONFIG, WEIGHTS, batch_ends
 from data_pipeline.crystal import structure_columns
-from data_pipeline.execute import quiet_ray_data
 from data_pipeline.schema import FIXED_COLUMNS, STRUCTURE_COLUMNS
+from data_pipeline.steps.execute import quiet_ray_data
 from data_pipeline.table import StructureTable
 
 ROWS_AT_ONCE = 256

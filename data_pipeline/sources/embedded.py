@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.info import DatasetInfo, TargetInfo
-from data_pipeline.raw import ROWS_PER_TABLE, from_structures
 from data_pipeline.schema import check_columns, check_schema
 from data_pipeline.sources.base import ARRAY_SECONDS, file_digest
+from data_pipeline.sources.raw import ROWS_PER_TABLE, from_structures
 
 FOLDER = Path(__file__).parent.parent / "embedded"
 

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_pipeline import compressed
-from data_pipeline.compressed import inner_name, read_text
 from data_pipeline.errors import DataError
-from data_pipeline.fields import find_targets, targets_from_headings
+from data_pipeline.formats import compressed
+from data_pipeline.formats.compressed import inner_name, read_text
 from data_pipeline.info import TargetInfo
-from data_pipeline.named_splits import is_split_column, named_split
-from data_pipeline.raw import TEXTS_PER_TABLE, Record, raw_tables
 from data_pipeline.sources.base import TEXT_SECONDS
+from data_pipeline.sources.fields import find_targets, targets_from_headings
+from data_pipeline.sources.named_splits import is_split_column, named_split
+from data_pipeline.sources.raw import TEXTS_PER_TABLE, Record, raw_tables
 from data_pipeline.validate import parse_target
 
 INDEX = "id_prop.csv"

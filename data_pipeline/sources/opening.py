@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_pipeline.compressed import ENDINGS
 from data_pipeline.download import Progress
 from data_pipeline.errors import DataError
+from data_pipeline.formats.compressed import ENDINGS
+from data_pipeline.formats.unpickle import check_pickle
 from data_pipeline.info import DatasetInfo, SourceKind
-from data_pipeline.named_splits import splits_of_files
 from data_pipeline.prepared import is_prepared
 from data_pipeline.sources.base import Source
 from data_pipeline.sources.embedded import EmbeddedSource
 from data_pipeline.sources.folder import INDEX, FolderSource
+from data_pipeline.sources.named_splits import splits_of_files
 from data_pipeline.sources.records import RecordSource, is_pickle, is_records
 from data_pipeline.sources.remote import RemoteSource
 from data_pipeline.sources.structures import StructureTableSource, are_structure_tables
 from data_pipeline.splits import SPLITS
-from data_pipeline.unpickle import check_pickle
 
 RAW_PICKLE = "raw/raw_data.pkl"
 """Where the authors' programs leave the records of a split."""

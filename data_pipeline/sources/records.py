@@ -15,15 +15,15 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.compressed import DAMAGED, ENDINGS, inner_name, open_bytes
 from data_pipeline.errors import DataError
-from data_pipeline.fields import Place, choose_targets, holds_text, to_record
+from data_pipeline.formats.compressed import DAMAGED, ENDINGS, inner_name, open_bytes
+from data_pipeline.formats.json_stream import NO_TEXT, UNREADABLE, iter_records
+from data_pipeline.formats.refusal import TOO_DEEP
+from data_pipeline.formats.unpickle import read_pickle
 from data_pipeline.info import TargetInfo
-from data_pipeline.json_stream import NO_TEXT, UNREADABLE, iter_records
-from data_pipeline.raw import ROWS_PER_TABLE, TEXTS_PER_TABLE, Record, raw_tables
-from data_pipeline.refusal import TOO_DEEP
 from data_pipeline.sources.base import ARRAY_SECONDS, TEXT_SECONDS, file_digest
-from data_pipeline.unpickle import read_pickle
+from data_pipeline.sources.fields import Place, choose_targets, holds_text, to_record
+from data_pipeline.sources.raw import ROWS_PER_TABLE, TEXTS_PER_TABLE, Record, raw_tables
 
 SAMPLE = 100
 """Records looked at to tell which fields are targets."""

@@ -13,15 +13,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_pipeline.compressed import DAMAGED
 from data_pipeline.download import Progress, download
 from data_pipeline.errors import DataError
-from data_pipeline.fields import Place, to_record
+from data_pipeline.formats.compressed import DAMAGED
+from data_pipeline.formats.json_stream import iter_records
+from data_pipeline.formats.unpickle import check_pickle, read_pickle
 from data_pipeline.info import DatasetInfo, RemoteFile, SourceKind
-from data_pipeline.json_stream import iter_records
-from data_pipeline.raw import Record, raw_tables
 from data_pipeline.sources.base import ARRAY_SECONDS
-from data_pipeline.unpickle import check_pickle, read_pickle
+from data_pipeline.sources.fields import Place, to_record
+from data_pipeline.sources.raw import Record, raw_tables
 
 DOWNLOADS = ".downloads"
 """Folder under data_dir where the files are kept, shared by the sets made from the same one."""

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 
 from data_pipeline.errors import DataError
 from data_pipeline.info import TargetInfo
-from data_pipeline.named_splits import is_split_column, named_split
-from data_pipeline.raw import ROWS_PER_TABLE, Record, from_structures, raw_tables
 from data_pipeline.schema import VERSION_KEY, check_columns, check_schema, target_fields
 from data_pipeline.sources.base import ARRAY_SECONDS, file_digest
+from data_pipeline.sources.named_splits import is_split_column, named_split
+from data_pipeline.sources.raw import ROWS_PER_TABLE, Record, from_structures, raw_tables
 
 
 def are_structure_tables(files: Sequence[Path]) -> bool:

@@ -35,9 +35,9 @@ from crystalformer.config import ModelConfig
 from data_pipeline.crystal import Crystal, read_crystals, structure_columns
 from data_pipeline.datasets import embedded_names, find_dataset
 from data_pipeline.prepare import prepare_dataset
-from data_pipeline.raw import from_structures
 from data_pipeline.sources.embedded import FOLDER
-from data_pipeline.work import process_batch
+from data_pipeline.sources.raw import from_structures
+from data_pipeline.steps.work import process_batch
 from tests.benchmarks import cif_texts, synthetic, table_memory
 from tests.benchmarks.bench_step import training_step
 from tests.benchmarks.measure import Row, environment, report, timing

@@ -25,8 +25,8 @@ from cluster.session import ray_session
 from data_pipeline.info import DatasetInfo, SourceKind
 from data_pipeline.prepare import prepare_dataset, prepare_from
 from data_pipeline.prepared import PreparedDataset
-from data_pipeline.raw import from_structures
 from data_pipeline.sources.base import ARRAY_SECONDS
+from data_pipeline.sources.raw import from_structures
 from data_pipeline.splits import SPLITS
 from data_pipeline.table import read_table
 

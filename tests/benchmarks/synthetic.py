@@ -25,9 +25,9 @@ from cluster.data.tables import BYTES_A_MB, TablesOnDisk, open_split, structures
 from data_pipeline.crystal import Crystal, read_crystals
 from data_pipeline.info import DatasetInfo, SourceKind, TargetInfo
 from data_pipeline.prepare import Executor, prepare_from
-from data_pipeline.raw import Record, raw_tables
 from data_pipeline.sources.base import ARRAY_SECONDS
 from data_pipeline.sources.embedded import FOLDER
+from data_pipeline.sources.raw import Record, raw_tables
 from tests.benchmarks.measure import Row
 from tests.benchmarks.memory import Peak, resident_mb
 

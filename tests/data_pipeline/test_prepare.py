@@ -17,9 +17,9 @@ from data_pipeline.errors import DataError
 from data_pipeline.info import DatasetInfo, SourceKind, SplitRecipe, SplitSizes
 from data_pipeline.prepare import prepare_dataset, prepare_from
 from data_pipeline.prepared import load_prepared
-from data_pipeline.raw import Record, raw_tables
 from data_pipeline.schema import check_schema
 from data_pipeline.sources.embedded import FOLDER
+from data_pipeline.sources.raw import Record, raw_tables
 from data_pipeline.splits import make_split
 from data_pipeline.table import StructureTable
 from tests.data_pipeline.samples import HARDNESS, caesium_chloride, crystal, mixed_rock_salt, rock_salt

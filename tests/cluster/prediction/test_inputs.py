@@ -13,7 +13,7 @@ from cluster.cli import main
 from cluster.prediction import inputs
 from cluster.prediction.inputs import find_structures, plan_pieces, read_piece
 from data_pipeline.crystal import structure_columns
-from data_pipeline.parse import from_pymatgen
+from data_pipeline.formats.parse import from_pymatgen
 from data_pipeline.prepare import prepare_dataset
 from data_pipeline.schema import structure_schema
 from tests.cluster.trained import structures, write_model

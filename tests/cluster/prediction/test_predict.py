@@ -21,7 +21,7 @@ from cluster.prediction.predict import Ensemble, crystal_work
 from cluster.prediction.seen import Seen, seen_in
 from crystalformer import load_model
 from data_pipeline.elements import number_of
-from data_pipeline.parse import from_pymatgen
+from data_pipeline.formats.parse import from_pymatgen
 from data_pipeline.table import StructureTable
 from tests.cluster.s3 import s3_server
 from tests.cluster.trained import structures, write_model

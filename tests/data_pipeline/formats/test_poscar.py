@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipeline.parse import parse_structure
+from data_pipeline.formats.parse import parse_structure
 
 VECTORS = "0 .5 .5\n.5 0 .5\n.5 .5 0\n"
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from data_pipeline.crystal import Crystal
 from data_pipeline.errors import DataError
-from data_pipeline.headings import names_and_units
+from data_pipeline.formats.parse import from_jarvis, from_pymatgen, from_pymatgen_dict
 from data_pipeline.info import TargetInfo
-from data_pipeline.named_splits import COLUMN, is_split_column, named_split
-from data_pipeline.parse import from_jarvis, from_pymatgen, from_pymatgen_dict
-from data_pipeline.raw import Record
+from data_pipeline.sources.headings import names_and_units
+from data_pipeline.sources.named_splits import COLUMN, is_split_column, named_split
+from data_pipeline.sources.raw import Record
 from data_pipeline.validate import parse_target
 
 NAME_FIELD = "name"

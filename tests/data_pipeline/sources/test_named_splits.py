@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipeline.named_splits import is_split_column, named_split
+from data_pipeline.sources.named_splits import is_split_column, named_split
 
 
 def test_words():

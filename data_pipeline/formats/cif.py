@@ -16,8 +16,8 @@ import numpy as np
 
 from data_pipeline.composition import amounts_of, mismatch, parse_formula
 from data_pipeline.elements import number_of
-from data_pipeline.refusal import Refusal
-from data_pipeline.symmetry import broken_operation, symmetry_problem
+from data_pipeline.formats.refusal import Refusal
+from data_pipeline.formats.symmetry import broken_operation, symmetry_problem
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure

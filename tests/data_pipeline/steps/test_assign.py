@@ -3,10 +3,10 @@
 import pyarrow as pa
 import pytest
 
-from data_pipeline.assign import assign_splits, count_rules, with_ids
 from data_pipeline.errors import DataError
 from data_pipeline.info import SplitRecipe
 from data_pipeline.splits import make_split
+from data_pipeline.steps.assign import assign_splits, count_rules, with_ids
 
 RECIPE = SplitRecipe(ratios=(0.5, 0.25, 0.25))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipeline.headings import is_unit, names_and_units
+from data_pipeline.sources.headings import is_unit, names_and_units
 
 
 @pytest.mark.parametrize(

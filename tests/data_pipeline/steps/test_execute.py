@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from data_pipeline.execute import dealt, in_process, process_parts, with_ray
-from data_pipeline.raw import ROWS_PER_TABLE
-from data_pipeline.store import RawStore
+from data_pipeline.sources.raw import ROWS_PER_TABLE
+from data_pipeline.steps.execute import dealt, in_process, process_parts, with_ray
+from data_pipeline.steps.store import RawStore
 from tests.data_pipeline.test_prepare import ListSource, records
 
 
@@ -39,7 +39,7 @@ def test_a_finished_part_that_is_another_is_an_error(tmp_path):
 def test_a_part_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     import pyarrow as pa
 
-    from data_pipeline import store as module
+    from data_pipeline.steps import store as module
 
     store = staged(tmp_path / "s")
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.compressed import inner_name
 from data_pipeline.errors import DataError
+from data_pipeline.formats.compressed import inner_name
 from data_pipeline.splits import SPLITS
 from data_pipeline.validate import MISSING
 

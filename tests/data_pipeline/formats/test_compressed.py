@@ -6,9 +6,9 @@ import lzma
 
 import pytest
 
-from data_pipeline.compressed import inner_name, is_compressed, open_bytes, read_bytes, read_text
 from data_pipeline.errors import DataError
-from data_pipeline.other_files import read_other
+from data_pipeline.formats.compressed import inner_name, is_compressed, open_bytes, read_bytes, read_text
+from data_pipeline.formats.other_files import read_other
 from data_pipeline.own import OwnData, prepare_source
 from data_pipeline.sources.records import iter_fields
 from tests.cluster.trained import structures

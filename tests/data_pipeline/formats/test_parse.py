@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from data_pipeline.parse import from_jarvis, from_pymatgen, from_pymatgen_dict, parse_structure
+from data_pipeline.formats.parse import from_jarvis, from_pymatgen, from_pymatgen_dict, parse_structure
 
 SKEWED = Lattice.from_parameters(4, 5, 6, 80, 95, 110)
 PLAIN = Structure(SKEWED, ["Na+", "Cl-", "D"], [[0, 0, 0], [0.5, 0.5, 0.5], [0.1, 0.9, -0.3]])

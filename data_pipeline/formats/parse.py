@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipeline.cif import check_cif, read_cif
 from data_pipeline.crystal import Crystal, Disorder, to_cartesian
 from data_pipeline.elements import number_of
-from data_pipeline.poscar import read_poscar
-from data_pipeline.refusal import Refusal, one_line
+from data_pipeline.formats.cif import check_cif, read_cif
+from data_pipeline.formats.poscar import read_poscar
+from data_pipeline.formats.refusal import Refusal, one_line
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure

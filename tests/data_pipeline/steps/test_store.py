@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from data_pipeline.store import RawStore, null_mask
+from data_pipeline.steps.store import RawStore, null_mask
 from tests.data_pipeline.test_prepare import ListSource, records
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_pipeline.crystal import Floats
-from data_pipeline.refusal import Refusal
+from data_pipeline.formats.refusal import Refusal
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline import reduce
 from data_pipeline.crystal import read_crystals
-from data_pipeline.parse import from_pymatgen
-from data_pipeline.reduce import ReductionError, may_have_translation, primitive_cell
+from data_pipeline.formats.parse import from_pymatgen
 from data_pipeline.sources.embedded import FOLDER
+from data_pipeline.steps import reduce
+from data_pipeline.steps.reduce import ReductionError, may_have_translation, primitive_cell
 from data_pipeline.validate import structure_problem
 from tests.data_pipeline.samples import caesium_chloride, crystal, mixed_rock_salt, rock_salt
 

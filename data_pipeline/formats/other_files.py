@@ -7,10 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from data_pipeline.compressed import inner_name, is_compressed, read_bytes
 from data_pipeline.crystal import Crystal
-from data_pipeline.parse import from_pymatgen
-from data_pipeline.refusal import Refusal, one_line
+from data_pipeline.formats.compressed import inner_name, is_compressed, read_bytes
+from data_pipeline.formats.parse import from_pymatgen
+from data_pipeline.formats.refusal import Refusal, one_line
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure

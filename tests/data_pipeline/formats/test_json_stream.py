@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from data_pipeline import json_stream
-from data_pipeline.json_stream import iter_records
+from data_pipeline.formats import json_stream
+from data_pipeline.formats.json_stream import iter_records
 
 RECORDS = [{"id": f"é{i}", "x": [i, {"deep": "]}, {"}], "y": 1.5e-3} for i in range(40)]
 

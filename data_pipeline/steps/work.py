@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from data_pipeline.crystal import EMPTY, Crystal, read_crystals, structure_columns
-from data_pipeline.parse import parse_structure
-from data_pipeline.reduce import ReductionError, primitive_cell
+from data_pipeline.formats.parse import parse_structure
 from data_pipeline.schema import STRUCTURE_COLUMNS
+from data_pipeline.steps.reduce import ReductionError, primitive_cell
 from data_pipeline.validate import structure_problem
 
 WORK_VERSION = 3

@@ -12,7 +12,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from data_pipeline.errors import DataError
-from data_pipeline.unpickle import ALLOWED, check_pickle, read_pickle
+from data_pipeline.formats.unpickle import ALLOWED, check_pickle, read_pickle
 
 
 class Evil:

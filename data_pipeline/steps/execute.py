@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.ray_address import join_or_start
-from data_pipeline.store import RawStore, write_atomically
-from data_pipeline.work import process_batch
+from data_pipeline.steps.ray_address import join_or_start
+from data_pipeline.steps.store import RawStore, write_atomically
+from data_pipeline.steps.work import process_batch
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many rows are done, and how many there are."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 START = """
 import ray
-from data_pipeline.ray_address import join_or_start
+from data_pipeline.steps.ray_address import join_or_start
 join_or_start(log_to_driver=False)
 print("nodes", len(ray.nodes()), ray.get_runtime_context().gcs_address)
 """

@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline import write
-from data_pipeline.raw import Record, raw_tables
 from data_pipeline.schema import structure_schema
-from data_pipeline.write import DatasetWriter, SplitWriter
+from data_pipeline.sources.raw import Record, raw_tables
+from data_pipeline.steps import write
+from data_pipeline.steps.write import DatasetWriter, SplitWriter
 from tests.data_pipeline.samples import HARDNESS, caesium_chloride, mixed_rock_salt
 from tests.data_pipeline.test_prepare import files
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data_pipeline.errors import DataError
 from data_pipeline.info import SplitRecipe
 from data_pipeline.splits import SPLITS, UNUSED, make_split
-from data_pipeline.store import null_mask
+from data_pipeline.steps.store import null_mask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from data_pipeline.cif import split_blocks
-from data_pipeline.parse import parse_structure
+from data_pipeline.formats.cif import split_blocks
+from data_pipeline.formats.parse import parse_structure
 
 FM3M = "_symmetry_space_group_name_H-M 'F m -3 m'\n"
 ROCK_SALT = "Na1 Na 0 0 0 1\nCl1 Cl 0.5 0.5 0.5 1\n"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.fields import Place, choose_targets, holds_text, targets_from_headings, to_record
+from data_pipeline.sources.fields import Place, choose_targets, holds_text, targets_from_headings, to_record
 
 CELL = {"lattice_mat": (np.eye(3) * 4).tolist(), "coords": [[0, 0, 0]], "elements": ["Fe"], "cartesian": False}
 PLACE = Place(file="f.json", row=7)

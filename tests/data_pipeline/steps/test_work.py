@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.crystal import read_crystals
-from data_pipeline.raw import Record, raw_tables
-from data_pipeline.work import process_batch
+from data_pipeline.sources.raw import Record, raw_tables
+from data_pipeline.steps.work import process_batch
 from tests.data_pipeline.samples import HARDNESS, caesium_chloride, crystal, mixed_rock_salt, rock_salt
 
 CIF = """data_NaCl

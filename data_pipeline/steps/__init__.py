@@ -1,0 +1,1 @@
+"""The steps of preparing a data set, which prepare.py takes one after another."""
