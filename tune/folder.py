@@ -45,6 +45,11 @@ class Search:
     """Of the study's database; may hold a password."""
 
     @property
+    def root(self) -> Path:
+        """storage_path, whole: the folder that run_name, which may be of several parts, begins in."""
+        return Path(self.config.run.storage_path).resolve()
+
+    @property
     def name(self) -> str:
         """run_name: what tells this search's trials from others' in a shared study."""
         return str(self.config.run.run_name)
@@ -110,7 +115,7 @@ def saved_search(settings: Mapping[str, Any], given: Mapping[str, Any]) -> Searc
     rules, place = saved.pop(RULES), saved.pop("storage")
     _check_same(_own_names(settings, flat), flat, RUN_MAY_CHANGE)
     _check_same(given, saved, MAY_CHANGE)
-    keep = {"storage_path": str(folder.parent), "run_name": str(settings["run_name"])}
+    keep = {"storage_path": str(_root_of(settings)), "run_name": str(settings["run_name"])}
     try:
         config = TrainConfig.from_flat(flat | {k: v for k, v in settings.items() if k in RUN_MAY_CHANGE} | keep)
         options = SearchConfig.from_flat(saved | {k: v for k, v in given.items() if k in MAY_CHANGE})
@@ -131,9 +136,13 @@ def saved_search(settings: Mapping[str, Any], given: Mapping[str, Any]) -> Searc
 
 
 def _folder_of(settings: Mapping[str, Any]) -> Path:
-    """Where the search of run_name lies, by settings that need not name a storage_path."""
-    place = settings.get("storage_path", flat_fields()["storage_path"].default)
-    return Path(place).resolve() / str(settings.get("run_name"))
+    """Where the search of run_name lies."""
+    return _root_of(settings) / str(settings.get("run_name"))
+
+
+def _root_of(settings: Mapping[str, Any]) -> Path:
+    """The folder of runs, by settings that need not name a storage_path."""
+    return Path(settings.get("storage_path", flat_fields()["storage_path"].default)).resolve()
 
 
 def _own_names(settings: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +188,7 @@ def has_begun(search: Search) -> bool:
 def refuse_taken(search: Search) -> None:
     """UserError where the folder of a new search is another's, or a run's, which has metrics.jsonl."""
     if any((search.folder / name).exists() for name in (SEARCH_FILE, METRICS_FILE)):
-        raise UserError(f"run_name {search.name!r} exists in {search.folder.parent}; give another, or --resume")
+        raise UserError(f"run_name {search.name!r} exists in {search.root}; give another, or --resume")
 
 
 def begin(search: Search) -> None:

@@ -199,7 +199,7 @@ def _run(plan: Search, data: SearchData, study: Study) -> int | None:
         progress.begin(book.ended_trials, capacity.trials)
         library = _library(plan, data.dataset)
         setup = TrialSetup(
-            base=base | dict(capacity.config) | {"storage_path": str(plan.folder.parent)},
+            base=base | dict(capacity.config) | {"storage_path": str(plan.root)},
             objective=plan.objective,
             library=library,
             threads=capacity.threads,

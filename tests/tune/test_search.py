@@ -259,32 +259,36 @@ def test_a_search_survives_signals_kills_and_the_end_of_its_time(words, folder, 
         with log.open("w") as file:
             return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=file)
 
-    options = words("long", num_trials=40, epochs=30, grace_epochs=10, max_radius=12)
+    options = words("elastic/long", num_trials=40, epochs=30, grace_epochs=10, max_radius=12)
     process = begin(options)
     wait_for(process, log, 2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
-    assert re.search(r"stopped after \d+ of 40 trials; go on with --run_name long --resume$", log.read_text().strip())
-    ended = [[trial for trial in trials_of(saved(folder, "long")) if trial.ended]]
+    stopped = r"stopped after \d+ of 40 trials; go on with --run_name elastic/long --resume$"
+    assert re.search(stopped, log.read_text().strip())
+    ended = [[trial for trial in trials_of(saved(folder, "elastic/long")) if trial.ended]]
 
     process = begin([*options, "--resume"])
     wait_for(process, log, 2)
     process.kill()
     process.wait(30)
-    plan = saved(folder, "long")
+    plan = saved(folder, "elastic/long")
     ended.append([trial for trial in trials_of(plan) if trial.ended])
 
     begun = len(trials_of(plan))
-    result = search(saved(folder, "long", max_minutes=1e-4))
+    result = search(saved(folder, "elastic/long", max_minutes=1e-4))
     assert not result.finished
     assert len(result.trials) <= begun + 2
     ended.append([trial for trial in result.trials if trial.ended])
 
-    result = search(saved(folder, "long", num_trials=len(result.trials) + 1, max_minutes=None))
+    result = search(saved(folder, "elastic/long", num_trials=len(result.trials) + 1, max_minutes=None))
     assert result.finished
     assert all(trial.ended for trial in result.trials)
     assert [trial.number for trial in result.trials] == list(range(len(result.trials)))
     assert len({tuple(trial.settings.values()) for trial in result.trials}) == len(result.trials)
+    trials = {path.name for path in (folder / "elastic" / "long" / "trials").iterdir()}
+    assert trials <= {f"{trial.number:04d}" for trial in result.trials} and "0000" in trials
+    assert not (folder / "elastic" / "elastic").exists()
     for before in ended:
         assert before
         assert [result.trials[trial.number] for trial in before] == before
