@@ -22,7 +22,7 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from cluster.errors import UserError
@@ -39,12 +39,17 @@ PURPOSE = "crystalformer"
 
 def storage_url(config: SearchConfig, run_dir: Path) -> str:
     """Where the study is: --storage, the environment, or a file in the run folder."""
-    return config.storage or os.environ.get(VARIABLE) or f"sqlite:///{run_dir / STUDY_FILE}"
+    return config.storage or os.environ.get(VARIABLE) or _own_file(run_dir)
 
 
 def is_own_file(url: str, run_dir: Path) -> bool:
     """Whether the study lies in the run folder."""
-    return url == f"sqlite:///{run_dir / STUDY_FILE}"
+    return url == _own_file(run_dir)
+
+
+def _own_file(run_dir: Path) -> str:
+    """The URL of the study in the run folder; characters of the path that mean something in a URL are escaped."""
+    return URL.create("sqlite", database=str(run_dir / STUDY_FILE)).render_as_string()
 
 
 def shown_url(url: str) -> str:

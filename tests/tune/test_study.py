@@ -11,7 +11,18 @@ from cluster.settings.config import TrainConfig
 from tune.book import Book, best, exhausted, kept_errors, records
 from tune.config import SearchConfig
 from tune.space import DEFAULT, read_space
-from tune.study import PURPOSE, Purpose, SeededTPE, open_storage, open_study, refuse_known, shown_url
+from tune.study import (
+    PURPOSE,
+    VARIABLE,
+    Purpose,
+    SeededTPE,
+    is_own_file,
+    open_storage,
+    open_study,
+    refuse_known,
+    shown_url,
+    storage_url,
+)
 
 SPACE = read_space(DEFAULT)
 BASE = TrainConfig.from_flat({"target": ["shear"]}).to_flat()
@@ -267,6 +278,19 @@ def test_searches_begun_at_once_on_a_fresh_database_make_its_tables_together(tmp
         url = f"sqlite:///{tmp_path}/fresh{number}.db"
         with ThreadPoolExecutor(4) as pool:
             assert len([storage for storage in pool.map(open_storage, [url] * 4) if storage]) == 4
+
+
+@pytest.mark.parametrize("name", ["plain", "a%20b", "why?", "50% {SCHEMA_VERSION} #1 ä"])
+def test_a_study_of_its_own_lies_in_the_run_folder_whatever_that_is_called(tmp_path, monkeypatch, name):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    folder = tmp_path / name
+    folder.mkdir()
+    url = storage_url(SearchConfig(), folder)
+    assert is_own_file(url, folder)
+    assert shown_url(url) == f"sqlite:///{folder}/study.db"
+    begin(url).ask()
+    assert (folder / "study.db").is_file() and [path.name for path in tmp_path.iterdir()] == [name]
+    assert len(begin(url).trials) == 1
 
 
 def test_no_user_or_password_is_shown():
