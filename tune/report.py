@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.files import write_text
-from cluster.run.report import with_unit
+from cluster.run.report import labelled, with_unit
 from cluster.settings.config import TrainConfig, save_yaml
 from tune.book import TrialRecord, best
 from tune.folder import BEST_FILE, Search
@@ -48,7 +48,7 @@ def write_trials(plan: Search, trials: Sequence[TrialRecord], unit: str) -> None
     names = names_of(trials)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    value = f"val_mae_{plan.objective}" + (f" [{unit}]" if unit not in ("", "1") else "")
+    value = labelled(f"val_mae_{plan.objective}", unit)
     writer.writerow(["number", "search", "state", value, "epochs", "best_epoch", "seconds", *names, "reason"])
     for trial in trials:
         facts = [trial.number, trial.search, trial.state, trial.value, trial.epochs, trial.best_epoch, trial.seconds]
@@ -129,7 +129,7 @@ def write_report(plan: Search, study: Study, trials: Sequence[TrialRecord], unit
     """All of a search's files, as far as its trials allow; what cannot be drawn is said in the page."""
     write_trials(plan, trials, unit)
     write_best(plan, trials)
-    label = f"validation MAE {plan.objective}" + (f" [{unit}]" if unit not in ("", "1") else "")
+    label = labelled(f"validation MAE {plan.objective}", unit)
     shown = _shown(study)
     missing = _missing(shown)
     for name in PICTURES:
@@ -243,7 +243,7 @@ def _page(
 
 def _html_table(trials: Sequence[TrialRecord], leader: TrialRecord | None, unit: str) -> str:
     names = names_of(trials)
-    head = ["trial", "search", f"val MAE {unit}", "epochs", "seconds", "state", *names, "reason"]
+    head = ["trial", "search", labelled("val MAE", unit), "epochs", "seconds", "state", *names, "reason"]
     lines = ["<table><tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in head) + "</tr>"]
     for trial in trials:
         value = "" if trial.value is None else f"{trial.value:.4f}"

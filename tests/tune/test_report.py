@@ -9,7 +9,7 @@ import pytest
 from tune.book import TrialRecord, best, records
 from tune.folder import new_search
 from tune.progress import SearchProgress
-from tune.report import summary, table_of, write_report
+from tune.report import summary, table_of, write_report, write_trials
 from tune.study import open_storage
 
 UNIT = "log10(GPa)"
@@ -55,6 +55,16 @@ def test_the_table_has_the_best_first_and_those_without_value_last(plan):
     assert rows[0] == ["1", "0.1250", "3", "61", "s", "stopped", "early", "2.25", "adam"]
     shared = table_of(plan, [*TRIALS, trial(4, 0.5, search="other")], UNIT)
     assert "other" in shared
+
+
+@pytest.mark.parametrize(("unit", "shown"), [(UNIT, f" [{UNIT}]"), ("1", ""), ("", "")])
+def test_the_unit_stands_with_every_heading_and_nothing_where_there_is_none(plan, unit, shown):
+    write_trials(plan, TRIALS, unit)
+    assert (plan.folder / "trials.csv").read_text().startswith(f"number,search,state,val_mae_shear{shown},epochs")
+    write_report(plan, optuna.create_study(), TRIALS, unit)
+    page = (plan.folder / "report.html").read_text()
+    assert f"<th>val MAE{shown}</th>" in page
+    assert f"Best: trial 1, validation MAE shear{shown} 0.1250 in epoch 2." in page
 
 
 def test_the_end_is_told_with_reasons_and_the_command(plan):
