@@ -26,6 +26,7 @@ from cluster.errors import UserError
 from cluster.interrupts import Interrupts, RunStopped
 from cluster.session import autoscaled, ray_session, require_told
 from cluster.settings.config import TrainConfig
+from cluster.settings.deepspeed_config import overlay_of
 from data_pipeline.prepared import PreparedDataset
 from tune.adapters import Ending, StudyScheduler, StudySearcher
 from tune.book import Book, TrialRecord, exhausted, records
@@ -205,6 +206,7 @@ def _run(plan: Search, data: SearchData, study: Study) -> int | None:
             threads=capacity.threads,
             seconds=60 * plan.options.trial_minutes if plan.options.trial_minutes else 1e18,
             units=units,
+            overlay=overlay_of(plan.config),
         )
         with progress, Interrupts() as interrupts:
             _watch(_Fit(plan, book, setup, capacity), plan, book, interrupts, progress)

@@ -32,7 +32,6 @@ from cluster.errors import RunFailed, UserError
 from cluster.run.report import METRICS_FILE, json_ready, read_metrics
 from cluster.run.storage import RunStore
 from cluster.settings.config import CONFIG_FILE, TrainConfig, save_yaml
-from cluster.settings.deepspeed_config import overlay_of
 from cluster.worker.loop import Job, Worker, prepare_process
 from cluster.worker.machine import Place
 from cluster.worker.monitor import Message
@@ -61,6 +60,8 @@ class TrialSetup:
     seconds: float
     """Time for a trial."""
     units: Mapping[str, str]
+    overlay: Mapping[str, Any] | None
+    """DeepSpeed's settings of the user's file, which only the driver's machine may have."""
 
 
 class TrialHost:
@@ -104,7 +105,15 @@ class TrialHost:
 class OneWorker:
     """A run in this process."""
 
-    def __init__(self, config: TrainConfig, data: TrialData, folder: Path, threads: int, deadline: float) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: TrialData,
+        folder: Path,
+        threads: int,
+        deadline: float,
+        overlay: Mapping[str, Any] | None = None,
+    ) -> None:
         device = torch.device("cuda" if config.scale.device != "cpu" and torch.cuda.is_available() else "cpu")
         _join_alone(device)
         prepare_process(config, threads, device)
@@ -115,7 +124,7 @@ class OneWorker:
             scaling=data.scaling,
             threads=threads,
             monitor=None,
-            overlay=overlay_of(config),
+            overlay=overlay,
         )
         worker = Worker(config, job, Place(rank=0, world_size=1, device=device), TrialHost(folder, deadline))
         self.history: list[Row] = list(worker.rows)
@@ -163,22 +172,28 @@ class TimeLimit:
 class ManyWorkers:
     """A Ray Train run of several workers, followed from this process."""
 
-    def __init__(
-        self, config: TrainConfig, data: TrialData, folder: Path, units: Mapping[str, str], seconds: float
-    ) -> None:
-        """``seconds``: for the trial, from when its workers begin."""
+    def __init__(self, config: TrainConfig, data: TrialData, folder: Path, shared: TrialSetup) -> None:
+        """The trial's seconds are counted from when its workers begin."""
         from cluster.driver.launch import launch
 
         self._rows: queue.Queue[Row | Exception | None] = queue.Queue()
         self._closing = threading.Event()
-        self._limit = TimeLimit(seconds)
+        self._limit = TimeLimit(shared.seconds)
         config = replace(config, run=replace(config.run, resume=(folder / METRICS_FILE).is_file()))
         self.history: list[Row] = list(read_metrics(folder))
 
         def fit() -> None:
             store = RunStore(str(folder.parent), folder.name)
             try:
-                launch(config, store, data.tables, data.scaling, dict(units), self._follow)
+                launch(
+                    config,
+                    store,
+                    data.tables,
+                    data.scaling,
+                    dict(shared.units),
+                    self._follow,
+                    overlay=shared.overlay,
+                )
                 self._rows.put(None)
             except Exception as error:  # noqa: BLE001 - raised again where the next row is asked for
                 self._rows.put(error)
@@ -282,9 +297,10 @@ class Trial(ray_tune.Trainable):
         data: TrialData = ray.get(shared.library.data.remote(radius, config.optim.normalize_targets))
         self._scaling = data.scaling
         if config.scale.num_workers.most > 1:
-            return ManyWorkers(config, data, self._folder, shared.units, shared.seconds)
+            return ManyWorkers(config, data, self._folder, shared)
         (self._folder / METRICS_FILE).unlink(missing_ok=True)
-        return OneWorker(config, data, self._folder, shared.threads, time.monotonic() + shared.seconds)
+        deadline = time.monotonic() + shared.seconds
+        return OneWorker(config, data, self._folder, shared.threads, deadline, shared.overlay)
 
     def _take(self, row: Row) -> None:
         # Workers that were started again repeat the epochs since their last checkpoint.

@@ -50,12 +50,14 @@ def launch(
     units: dict[str, str],
     follow: Callable[[list[Message]], bool] = lambda _: True,
     track: Callable[[Message], None] = lambda _: None,
+    overlay: Mapping[str, Any] | None = None,
 ) -> ray.train.Checkpoint:
     """Train to the end and give the final checkpoint.
 
     Once a worker has begun, ``follow`` is asked several times a second, with the metrics rows that are new then;
     where it says False the workers stop at their next step, with a checkpoint. ``track`` is given each row as it is
-    written. RunStopped where a signal ended the run before, RunFailed where it cannot go on.
+    written. ``overlay``: DeepSpeed's settings, where the file that config names was read before, on another machine.
+    RunStopped where a signal ended the run before, RunFailed where it cannot go on.
     """
     monitor, reserved = _monitor(), worker_resources(config)
     mended = mend_snapshot(store.ray_storage) if config.run.resume else ""
@@ -67,7 +69,7 @@ def launch(
         threads=reserved.threads,
         monitor=monitor,
         initial=load_initial(config, units),
-        overlay=overlay_of(config),
+        overlay=overlay_of(config) if overlay is None else overlay,
     )
     with Recorder(store, config, units, track) as recorder, Interrupts() as interrupts:
         if mended:

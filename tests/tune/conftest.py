@@ -62,3 +62,15 @@ def data_dir(tmp_path_factory):
 def settings(data_dir):
     """Settings of the trials, by flat name."""
     return {**SMALL, "data_dir": str(data_dir)}
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Of a local Ray for all searches of a file, those in other processes too."""
+    import ray  # after cluster, which sets its environment
+
+    context = ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+    yield context.address_info["gcs_address"]
+    ray.shutdown()

@@ -3,6 +3,7 @@
 import csv
 import errno
 import fcntl
+import json
 import os
 import re
 import signal
@@ -17,9 +18,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-import ray
 
-import tune  # noqa: F401 - sets Ray's environment
 from cluster import lock
 from cluster.cli import main
 from cluster.errors import UserError
@@ -39,15 +38,7 @@ ff_dim: {choice: [32, 48, 100000000000]}
 """
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def address():
-    """Of a local Ray for all searches, those in other processes too."""
-    context = ray.init(
-        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-    )
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("address")
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +70,25 @@ def plan(settings, folder):
 
 def saved(folder, name, **given):
     return saved_search({"run_name": name, "storage_path": str(folder), "resume": True}, given)
+
+
+@pytest.fixture
+def own_file(folder):
+    """``own_file(search, content)``: a JSON file that is not there any more when trials of that search begin."""
+
+    def make(name, content):
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(content))
+
+        def remove():
+            while not (folder / name / ".ray").exists():
+                time.sleep(0.05)
+            file.unlink()
+
+        threading.Thread(target=remove, daemon=True).start()
+        return str(file)
+
+    return make
 
 
 def trials_of(plan):
@@ -204,13 +214,20 @@ def test_a_finished_search_only_reports_again_and_its_name_is_taken(found, words
     assert capsys.readouterr().err == "error: epochs is 2 but the search to resume was started with 4\n"
 
 
-def test_a_trial_of_two_workers_gives_the_same_value(plan, found):
+def test_a_trial_of_two_workers_gives_the_same_value(plan, found, own_file):
     # The minutes, of which the workers' start takes more, are counted from when they begin.
-    both = plan("both", {"num_trials": 1, "epochs": 2, "trial_minutes": 0.3}, num_workers=2, cpus_per_worker=0.4)
+    given, two = {"num_trials": 1, "epochs": 2, "trial_minutes": 0.3}, {"num_workers": 2, "cpus_per_worker": 0.4}
+    both = plan("both", given, **two, deepspeed=own_file("both", {"steps_per_print": 1000}))
     (trial,) = search(both).trials
     assert trial.state == "complete", trial.reason
     alone = read_metrics(found.folder / "trials" / "0000")[:2]  # the settings as given, too
     assert trial.value == pytest.approx(min(row["val_mae"]["gap"] for row in alone), rel=1e-4)
+
+
+def test_a_file_of_deepspeed_settings_is_read_by_the_driver_alone(plan, own_file):
+    wrong = {"zero_optimization": {"reduce_bucket_size": "much"}}
+    (trial,) = search(plan("overlaid", {"num_trials": 1}, deepspeed=own_file("overlaid", wrong))).trials
+    assert trial.state == "failed" and "reduce_bucket_size" in trial.reason
 
 
 def test_a_process_that_dies_is_replaced_once_and_then_costs_its_trial_only(plan):
