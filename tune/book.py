@@ -108,7 +108,7 @@ class Book:
         self.closed = False
         """Nothing is recorded any more: trials under way stay as they are, to be gone on with."""
         self.problem: Exception | None = None
-        """Why the study could not be written any more."""
+        """Why the study, or what is made of it, could not be written any more."""
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         """Ray Tune writes its parts to disk for a way of resuming that is not ours: the copy holds nothing."""
@@ -244,11 +244,14 @@ class Book:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within, a storage that fails closes the book; Ray Tune would hide the reason in a traceback of its own."""
+        """Within, a storage that fails closes the book, as does a file that cannot be written once a trial has ended.
+
+        Ray Tune would hide the reason in a traceback of its own, and try a trial again that is recorded already.
+        """
         try:
             yield
-        except (SQLAlchemyError, StorageInternalError) as error:
-            self.problem, self.closed = error, True
+        except (SQLAlchemyError, StorageInternalError, OSError) as error:
+            self.problem, self.closed = self.problem or error, True
 
     def close(self) -> None:
         """Record nothing more: what is under way can be resumed."""

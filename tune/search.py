@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.driver.room import alive_nodes, worker_share, workers_that_fit
-from cluster.errors import UserError
+from cluster.errors import RunFailed, UserError
 from cluster.interrupts import Interrupts, RunStopped
 from cluster.session import autoscaled, ray_session, require_told
 from cluster.settings.config import TrainConfig
@@ -96,7 +96,8 @@ class Capacity:
 def search(plan: Search, *, patient: bool = False) -> SearchResult:
     """Run the trials that are missing and write the report. ``patient``: as of ``locked``.
 
-    UserError or DataError for what the user can mend; RunStopped where a signal ended the search before.
+    UserError or DataError for what the user can mend; RunFailed where the search cannot go on, as on a full disk;
+    RunStopped where a signal ended it before.
     """
     with locked(plan.folder, patient=patient), _telling(plan):
         if not plan.config.run.resume:
@@ -127,12 +128,21 @@ def search(plan: Search, *, patient: bool = False) -> SearchResult:
 
 @contextmanager
 def _telling(plan: Search) -> Iterator[None]:
-    """Within, a study's database that fails is told of in a line."""
+    """Within, a study's database or a disk that fails is told of in a line: UserError, RunFailed."""
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        hint = f"; go on with --run_name {plan.name} --resume" if has_begun(plan) else ""
-        raise UserError(f"storage {shown_url(plan.url)} failed: {reason_of(error, plan.url)}{hint}") from error
+        failed = f"storage {shown_url(plan.url)} failed: {reason_of(error, plan.url)}"
+        raise UserError(f"{failed}{_hint(plan)}") from error
+    except BrokenPipeError:  # no disk: whoever read what is printed has left
+        raise
+    except OSError as error:
+        place = error.filename2 or error.filename or plan.folder
+        raise RunFailed(f"{place}: {error.strerror or error}{_hint(plan)}") from error
+
+
+def _hint(plan: Search) -> str:
+    return f"; go on with --run_name {plan.name} --resume" if has_begun(plan) else ""
 
 
 def _drop_checkpoints(plan: Search, ended: Sequence[TrialRecord]) -> None:

@@ -1,7 +1,11 @@
 """What tests of the search share: a small data set of real structure files, a small model, one local Ray."""
 
 import csv
+import json
 import random
+import threading
+import time
+from datetime import datetime
 
 import pytest
 
@@ -74,3 +78,51 @@ def address():
     )
     yield context.address_info["gcs_address"]
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("searches")
+
+
+@pytest.fixture(scope="module")
+def words(settings, folder):
+    """``words(name, own options)``: the options of a search's command line."""
+
+    def make(name, **options):
+        every = settings | {"storage_path": str(folder), "run_name": name} | options
+        return [f"--{key}={value[0] if isinstance(value, list) else value}" for key, value in every.items()]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def plan(settings, folder):
+    """``plan(name, own options, **settings)``: a search of that name."""
+
+    def make(name, given, **others):
+        from tune.folder import new_search  # Optuna takes a second to import
+
+        where = {"run_name": name, "storage_path": str(folder)}
+        return new_search({**settings, **where, **others}, given, datetime.now())
+
+    return make
+
+
+@pytest.fixture
+def own_file(folder):
+    """``own_file(search, content)``: a JSON file that is not there any more when trials of that search begin."""
+
+    def make(name, content):
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(content))
+
+        def remove():
+            while not (folder / name / ".ray").exists():
+                time.sleep(0.05)
+            file.unlink()
+
+        threading.Thread(target=remove, daemon=True).start()
+        return str(file)
+
+    return make

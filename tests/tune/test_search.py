@@ -3,18 +3,11 @@
 import csv
 import errno
 import fcntl
-import json
-import os
 import re
-import signal
 import sqlite3
-import subprocess
 import sys
 import threading
-import time
 from contextlib import ExitStack
-from datetime import datetime
-from pathlib import Path
 
 import optuna
 import pytest
@@ -24,8 +17,8 @@ from cluster.cli import main
 from cluster.errors import UserError
 from cluster.run.report import read_metrics
 from cluster.settings.config import load_yaml
-from tune.book import records
-from tune.folder import locked, new_search, saved_search
+from tests.tune.searches import saved, trials_of
+from tune.folder import locked
 from tune.search import search
 from tune.study import open_storage
 
@@ -36,64 +29,7 @@ model_dim: {choice: [16, 24]}
 head_num: {choice: [2, 3]}
 ff_dim: {choice: [32, 48, 100000000000]}
 """
-REPOSITORY = Path(__file__).resolve().parents[2]
-
 pytestmark = pytest.mark.usefixtures("address")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("searches")
-
-
-@pytest.fixture(scope="module")
-def words(settings, folder):
-    """``words(name, own options)``: the options of a search's command line."""
-
-    def make(name, **options):
-        every = settings | {"storage_path": str(folder), "run_name": name} | options
-        return [f"--{key}={value[0] if isinstance(value, list) else value}" for key, value in every.items()]
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def plan(settings, folder):
-    """``plan(name, own options, **settings)``: a search of that name."""
-
-    def make(name, given, **others):
-        where = {"run_name": name, "storage_path": str(folder)}
-        return new_search({**settings, **where, **others}, given, datetime.now())
-
-    return make
-
-
-def saved(folder, name, **given):
-    return saved_search({"run_name": name, "storage_path": str(folder), "resume": True}, given)
-
-
-@pytest.fixture
-def own_file(folder):
-    """``own_file(search, content)``: a JSON file that is not there any more when trials of that search begin."""
-
-    def make(name, content):
-        file = folder / f"{name}.json"
-        file.write_text(json.dumps(content))
-
-        def remove():
-            while not (folder / name / ".ray").exists():
-                time.sleep(0.05)
-            file.unlink()
-
-        threading.Thread(target=remove, daemon=True).start()
-        return str(file)
-
-    return make
-
-
-def trials_of(plan):
-    """The trials in the study of a search."""
-    return records(optuna.load_study(study_name=plan.study_name, storage=open_storage(plan.url)), plan.space)
 
 
 class Found:
@@ -228,87 +164,6 @@ def test_a_file_of_deepspeed_settings_is_read_by_the_driver_alone(plan, own_file
     wrong = {"zero_optimization": {"reduce_bucket_size": "much"}}
     (trial,) = search(plan("overlaid", {"num_trials": 1}, deepspeed=own_file("overlaid", wrong))).trials
     assert trial.state == "failed" and "reduce_bucket_size" in trial.reason
-
-
-def test_a_process_that_dies_is_replaced_once_and_then_costs_its_trial_only(plan):
-    made = plan("killed", {"num_trials": 2, "epochs": 300, "concurrent": 1, "trial_retries": 1, "max_radius": 12.0})
-    killed, states = [], []
-
-    def kill():
-        while not (made.folder / "trials" / "0000" / "metrics.jsonl").exists():
-            time.sleep(0.1)
-        for _ in range(2):
-            while not (first := trials_of(made)[0]).process or first.process in killed:
-                time.sleep(0.1)
-            killed.append(first.process)
-            states.append(first.state)
-            os.kill(int(first.process.split()[1]), signal.SIGKILL)
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    first, second = search(made).trials
-    killer.join(1)
-    assert states == ["unfinished", "unfinished"]
-    assert first.state == "failed" and first.process == killed[1]
-    assert first.reason.startswith("its process died: ") and "no reason" not in first.reason
-    assert second.state in ("complete", "stopped early")
-
-
-# Killed, told to stop, out of time -------------------------------------------------------------------------------
-
-
-def wait_for(process, file, count):
-    """Until ``count`` trials have been told as ended."""
-    for _ in range(1200):
-        if file.read_text().count("\ntrial ") >= count:
-            return
-        assert process.poll() is None, file.read_text()
-        time.sleep(0.1)
-    raise AssertionError(file.read_text())
-
-
-def test_a_search_survives_signals_kills_and_the_end_of_its_time(words, folder, address):
-    log = folder / "log.txt"
-    environment = os.environ | {"RAY_ADDRESS": address}
-
-    def begin(options):
-        command = [sys.executable, "-m", "cluster", "tune", *options]
-        with log.open("w") as file:
-            return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=file)
-
-    options = words("elastic/long", num_trials=40, epochs=30, grace_epochs=10, max_radius=12)
-    process = begin(options)
-    wait_for(process, log, 2)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 128 + signal.SIGTERM
-    stopped = r"stopped after \d+ of 40 trials; go on with --run_name elastic/long --resume$"
-    assert re.search(stopped, log.read_text().strip())
-    ended = [[trial for trial in trials_of(saved(folder, "elastic/long")) if trial.ended]]
-
-    process = begin([*options, "--resume"])
-    wait_for(process, log, 2)
-    process.kill()
-    process.wait(30)
-    plan = saved(folder, "elastic/long")
-    ended.append([trial for trial in trials_of(plan) if trial.ended])
-
-    begun = len(trials_of(plan))
-    result = search(saved(folder, "elastic/long", max_minutes=1e-4))
-    assert not result.finished
-    assert len(result.trials) <= begun + 2
-    ended.append([trial for trial in result.trials if trial.ended])
-
-    result = search(saved(folder, "elastic/long", num_trials=len(result.trials) + 1, max_minutes=None))
-    assert result.finished
-    assert all(trial.ended for trial in result.trials)
-    assert [trial.number for trial in result.trials] == list(range(len(result.trials)))
-    assert len({tuple(trial.settings.values()) for trial in result.trials}) == len(result.trials)
-    trials = {path.name for path in (folder / "elastic" / "long" / "trials").iterdir()}
-    assert trials <= {f"{trial.number:04d}" for trial in result.trials} and "0000" in trials
-    assert not (folder / "elastic" / "elastic").exists()
-    for before in ended:
-        assert before
-        assert [result.trials[trial.number] for trial in before] == before
 
 
 def test_two_processes_cannot_go_on_with_one_search(plan, monkeypatch, capsys):

@@ -1,0 +1,118 @@
+"""Searches that end before their time: killed, told to stop, out of time, or with nowhere to write."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from tests.tune.searches import saved, trials_of
+from tune.search import search
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.usefixtures("address")
+
+
+def test_a_process_that_dies_is_replaced_once_and_then_costs_its_trial_only(plan):
+    made = plan("killed", {"num_trials": 2, "epochs": 300, "concurrent": 1, "trial_retries": 1, "max_radius": 12.0})
+    killed, states = [], []
+
+    def kill():
+        while not (made.folder / "trials" / "0000" / "metrics.jsonl").exists():
+            time.sleep(0.1)
+        for _ in range(2):
+            while not (first := trials_of(made)[0]).process or first.process in killed:
+                time.sleep(0.1)
+            killed.append(first.process)
+            states.append(first.state)
+            os.kill(int(first.process.split()[1]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    first, second = search(made).trials
+    killer.join(1)
+    assert states == ["unfinished", "unfinished"]
+    assert first.state == "failed" and first.process == killed[1]
+    assert first.reason.startswith("its process died: ") and "no reason" not in first.reason
+    assert second.state in ("complete", "stopped early")
+
+
+def test_a_report_that_cannot_be_written_ends_the_search_in_a_line(words, folder, capsys):
+    table = folder / "unwritten" / "trials.csv"
+    table.mkdir(parents=True)
+    options = words("unwritten", num_trials=2, epochs=1, concurrent=1, trial_retries=5)
+    assert main(["tune", *options]) == 1
+    reason = f"error: {table}: Is a directory; go on with --run_name unwritten --resume\n"
+    assert capsys.readouterr().err == reason
+    (trial,) = trials_of(saved(folder, "unwritten"))
+    assert trial.state == "complete"
+    assert main(["tune", *options, "--resume", "--num_trials=1"]) == 1  # there is nothing left but to report
+    assert capsys.readouterr().err == reason
+    table.rmdir()
+    assert main(["tune", *options, "--resume"]) == 0
+    first, second = trials_of(saved(folder, "unwritten"))
+    assert first == trial and second.state == "complete"
+
+
+# Killed, told to stop, out of time -------------------------------------------------------------------------------
+
+
+def wait_for(process, file, count):
+    """Until ``count`` trials have been told as ended."""
+    for _ in range(1200):
+        if file.read_text().count("\ntrial ") >= count:
+            return
+        assert process.poll() is None, file.read_text()
+        time.sleep(0.1)
+    raise AssertionError(file.read_text())
+
+
+def test_a_search_survives_signals_kills_and_the_end_of_its_time(words, folder, address):
+    log = folder / "log.txt"
+    environment = os.environ | {"RAY_ADDRESS": address}
+
+    def begin(options):
+        command = [sys.executable, "-m", "cluster", "tune", *options]
+        with log.open("w") as file:
+            return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=file)
+
+    options = words("elastic/long", num_trials=40, epochs=30, grace_epochs=10, max_radius=12)
+    process = begin(options)
+    wait_for(process, log, 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    stopped = r"stopped after \d+ of 40 trials; go on with --run_name elastic/long --resume$"
+    assert re.search(stopped, log.read_text().strip())
+    ended = [[trial for trial in trials_of(saved(folder, "elastic/long")) if trial.ended]]
+
+    process = begin([*options, "--resume"])
+    wait_for(process, log, 2)
+    process.kill()
+    process.wait(30)
+    plan = saved(folder, "elastic/long")
+    ended.append([trial for trial in trials_of(plan) if trial.ended])
+
+    begun = len(trials_of(plan))
+    result = search(saved(folder, "elastic/long", max_minutes=1e-4))
+    assert not result.finished
+    assert len(result.trials) <= begun + 2
+    ended.append([trial for trial in result.trials if trial.ended])
+
+    result = search(saved(folder, "elastic/long", num_trials=len(result.trials) + 1, max_minutes=None))
+    assert result.finished
+    assert all(trial.ended for trial in result.trials)
+    assert [trial.number for trial in result.trials] == list(range(len(result.trials)))
+    assert len({tuple(trial.settings.values()) for trial in result.trials}) == len(result.trials)
+    trials = {path.name for path in (folder / "elastic" / "long" / "trials").iterdir()}
+    assert trials <= {f"{trial.number:04d}" for trial in result.trials} and "0000" in trials
+    assert not (folder / "elastic" / "elastic").exists()
+    for before in ended:
+        assert before
+        assert [result.trials[trial.number] for trial in before] == before
