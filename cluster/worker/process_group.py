@@ -49,7 +49,12 @@ def process_group(backend: str) -> Iterator[None]:
     It is left as it is where an error ends the worker: others may be gone, and Ray Train ends the process.
     """
     import torch.distributed
+    from ray.train.torch import get_device
 
+    if backend == "nccl":
+        # Every worker sees all GPUs of its node, and "cuda" is the first of them until it names its own: sums before
+        # DeepSpeed does so would meet there, which NCCL refuses.
+        torch.cuda.set_device(get_device())
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     os.environ |= {
