@@ -49,7 +49,8 @@ class Coordinator:
         """``written``: whether the first worker has a checkpoint to register. One is due every ``seconds``."""
         self._host, self._place, self._written, self._seconds, self._clock = host, place, written, seconds, clock
         self._checked_at = self._saved_at = clock()
-        self._checked_step = self._next_step = 0
+        self._checked_step: int | None = None  # a run that goes on does not begin at step 0
+        self._next_step = 0
         self._leaving = Leaving(os.environ.get(LEAVING_VARIABLE))
         self._last = Order.GO_ON
 
@@ -71,8 +72,8 @@ class Coordinator:
         return self._last
 
     def _next_check(self, step: int) -> int:
-        now = self._clock()
-        taken, seconds = max(step - self._checked_step, 1), max(now - self._checked_at, 1e-6)
+        now, before = self._clock(), step - 1 if self._checked_step is None else self._checked_step
+        taken, seconds = max(step - before, 1), max(now - self._checked_at, 1e-6)
         self._checked_step, self._checked_at = step, now
         return step + min(MOST_STEPS, max(1, int(taken * CHECK_SECONDS / seconds)))
 

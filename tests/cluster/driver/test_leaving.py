@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
+import pytest
+import torch
+
 from cluster.worker.coordination import LEAVING_VARIABLE, Coordinator, Order
+from cluster.worker.machine import Place
 
 
 class Quiet:
@@ -59,3 +63,22 @@ def test_a_second_leaves_while_the_first_checkpoint_is_written(two_workers, tmp_
 def test_none_leaves(two_workers, tmp_path):
     for told in two_workers.run(orders, str(tmp_path), 5, {}):
         assert told == [("GO_ON", False)] * 5
+
+
+class Wishing:
+    """A host that wants a stop from its second question on."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+
+    def stopping(self) -> bool:
+        self._asked += 1
+        return self._asked > 1
+
+
+@pytest.mark.parametrize("first", [1, 50_001])
+def test_a_run_that_goes_on_hears_a_wish_as_soon_as_one_that_begins(first):
+    now = iter(range(10_000))  # a second a step
+    place = Place(rank=0, world_size=1, device=torch.device("cpu"))
+    coordinator = Coordinator(Wishing(), place, lambda: False, 1e9, lambda: next(now))
+    assert [coordinator.order(step) for step in (first, first + 1)] == [Order.GO_ON, Order.STOP]
