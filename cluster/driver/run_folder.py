@@ -20,6 +20,7 @@ from cluster.files import write_text
 from cluster.prediction.seen import seen_in
 from cluster.run.report import (
     METRICS_FILE,
+    RESULTS_FILE,
     RunResult,
     collect_versions,
     git_commit,
@@ -140,7 +141,7 @@ def open_run(config: TrainConfig, store: RunStore) -> None:
     if config.run.resume:
         if not there:
             raise UserError(f"run_name {name!r} cannot be resumed: {store.location} holds no {CONFIG_FILE}")
-        store.pull(CONFIG_FILE, DATA_FILE, METRICS_FILE, RUN_FILE)
+        store.pull(CONFIG_FILE, DATA_FILE, METRICS_FILE, RUN_FILE, RESULTS_FILE)
         _check_same(config, load_yaml(store.folder / CONFIG_FILE))
     store.check_writable()
 
@@ -223,7 +224,7 @@ def run_result(
     """
     if state.best is None:
         raise RuntimeError(f"the final checkpoint in {store.location} names no best epoch")
-    truth = outcome.predictions["truth"].numpy()
+    truth = data.structures["test"].targets()
     errors = {
         name: dict(zip(config.data.target, np.abs(values.numpy() - truth).mean(0).tolist(), strict=True))
         for name, values in outcome.predictions.items()
@@ -276,7 +277,7 @@ def write_run(run_dir: Path, config: TrainConfig, data: RunData, outcome: Outcom
             replace(card, provenance={**card.provenance, "weights": name, "test_mae": dict(errors)}),
             weights,
         )
-    truth, prediction = outcome.predictions["truth"].numpy(), outcome.predictions[BEST].numpy()
+    truth, prediction = data.structures["test"].targets(), outcome.predictions[BEST].numpy()
     write_predictions(run_dir, data.structures["test"].material_ids(), config.data.target, truth, prediction)
     plot_parity(run_dir / "parity.png", config.data.target, result.units, truth, prediction)
     averaged = config.optim.averaged_epochs

@@ -73,7 +73,7 @@ class TrainState:
 class Outcome:
     """What a finished run adds to its last checkpoint.
 
-    ``models``: full weights by BEST and AVERAGE. ``predictions``: (n, T) in units under the same names, and "truth".
+    ``models``: full weights by BEST and AVERAGE. ``predictions``: (n, T) in units under the same names.
     """
 
     facts: Mapping[str, Any]

@@ -352,7 +352,6 @@ class Worker:
         for name, weights in models.items():
             with self._engine.loaded(weights):
                 evaluation = self._evaluate("test")
-            arrays["truth"] = torch.from_numpy(self._job.scaling.restore(evaluation.truth))
             arrays[name] = torch.from_numpy(self._job.scaling.restore(evaluation.prediction))
         facts = {
             "world_size": self._place.world_size,

@@ -31,7 +31,7 @@ def checkpoint(folder, name: str, step: int, *, epoch: int = 1, finished: bool =
     path, tensors = folder / f"checkpoint-{name}", {"a": torch.ones(2)}
     path.mkdir()
     if finished:
-        write_outcome(path, Outcome(facts={}, models={BEST: tensors}, predictions={"truth": torch.ones(1)}))
+        write_outcome(path, Outcome(facts={}, models={BEST: tensors}, predictions={BEST: torch.ones(1)}))
     write_checkpoint(path, TrainState(position=Position(epoch=epoch, step=step), weights=tensors), {})
 
 
