@@ -25,7 +25,7 @@ from cluster.driver.run_folder import (
 from cluster.errors import RunFailed, UserError
 from cluster.files import write_text
 from cluster.run.progress import counting
-from cluster.run.report import RunResult, wall_seconds
+from cluster.run.report import RunResult, seconds_before, wall_seconds
 from cluster.run.storage import RunStore
 from cluster.run.tracking import Tracker
 from cluster.session import ray_session
@@ -45,23 +45,26 @@ def train(config: TrainConfig) -> RunResult:
     ``config`` is resolved (``TrainConfig.resolved``). UserError or DataError for what the user can mend.
     """
     start = time.monotonic()
-    store = RunStore(config.run.storage_path, str(config.run.run_name))
+    with RunStore(config.run.storage_path, str(config.run.run_name)) as store:
+        try:
+            with claimed(config, store):
+                return _claimed_run(config, store, start)
+        except CheckpointError as error:
+            raise RunFailed(f"{error}; see --resume") from error
+        except OSError as error:
+            raise RunFailed(f"{error.filename or store.location}: {error.strerror or error}; see --resume") from error
+
+
+def _claimed_run(config: TrainConfig, store: RunStore, start: float) -> RunResult:
+    """The run in a folder that no other process writes; one that is refused at its start leaves its name free."""
+    config = settle_resume(config, store)
+    open_run(config, store)
     try:
-        with claimed(config, store):
-            config = settle_resume(config, store)
-            open_run(config, store)
-            try:
-                return _train(config, store, start)
-            except (UserError, DataError):
-                if not config.run.resume:
-                    withdraw(store)
-                raise
-    except CheckpointError as error:
-        raise RunFailed(f"{error}; see --resume") from error
-    except OSError as error:
-        raise RunFailed(f"{error.filename or store.location}: {error.strerror or error}; see --resume") from error
-    finally:
-        store.close()
+        return _train(config, store, start)
+    except (UserError, DataError):
+        if not config.run.resume:
+            withdraw(store)
+        raise
 
 
 def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
@@ -85,13 +88,13 @@ def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
     )
     with Tracker(config, store.folder) as tracker:
         found, took = read_finished(config, store), wall_seconds(store.folder)
+        before = seconds_before(store.folder) if config.run.resume else 0.0
         if found is None:
-            took = None
             with ray_session():
                 final = launch(config, store, tables, scaling, data.units, track=tracker.row)
                 found = read_final(final)
         state, outcome = found
-        seconds = time.monotonic() - start if took is None else took
+        seconds = before + time.monotonic() - start if took is None else took
         result = run_result(config, store, data, state, outcome, seconds)
         write_run(store.folder, config, data, outcome, result)
         tracker.result(result)

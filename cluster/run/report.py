@@ -22,6 +22,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from cluster.errors import UserError
 from cluster.files import write_text
 
 RESULTS_FILE = "results.json"
@@ -64,6 +65,7 @@ class RunResult:
     test_mae_swa: Mapping[str, float]
     """Of the averaged weights; empty where none were averaged."""
     wall_seconds: float
+    """From start to end; of a run that was gone on with, its training before and all of the last command."""
     structures_per_second: float
     """Training throughput over all workers."""
     peak_memory_mb: float
@@ -97,6 +99,11 @@ def wall_seconds(run_dir: str | Path) -> float | None:
     return float(json.loads(path.read_text(encoding="utf-8"))["wall_seconds"]) if path.is_file() else None
 
 
+def seconds_before(run_dir: str | Path) -> float:
+    """How long a run has trained by its metrics, which go on counting where it is gone on with."""
+    return float(max((row.get("seconds", 0.0) for row in read_metrics(run_dir)), default=0.0))
+
+
 def write_results(run_dir: str | Path, result: RunResult) -> Path:
     """Write results.json (keys sorted, non-finite numbers as null) in one step; gives its path."""
     path = Path(run_dir) / RESULTS_FILE
@@ -109,24 +116,24 @@ def write_results(run_dir: str | Path, result: RunResult) -> Path:
 def read_metrics(run_dir: str | Path) -> list[Row]:
     """The rows of metrics.jsonl in order; none where there is no file.
 
-    A last line cut short by a crash is passed over; any other line that is no JSON object raises ValueError.
+    A last line cut short by a crash is passed over; UserError for any other line that is no JSON object.
     """
     path = Path(run_dir) / METRICS_FILE
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().rstrip(b"\n").split(b"\n")
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or cut within a letter
             if number == len(lines):
                 break
-            raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
+            raise UserError(f"{path}: line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path}: line {number} must be a JSON object, got {type(row).__name__}")
+            raise UserError(f"{path}: line {number} must be a JSON object, got {type(row).__name__}")
         rows.append(row)
     return rows
 

@@ -12,9 +12,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from pyarrow import ArrowException
@@ -58,6 +59,16 @@ class RunStore:
         parts = urlsplit(storage_path)
         self.location = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{run_name}"))
         self.folder = Path(tempfile.mkdtemp(prefix="crystalformer-run-"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it. Why a run ended is told rather than that, besides, its last files could not be sent."""
+        with suppress(UserError) if error is not None else nullcontext():
+            self.close()
 
     @property
     def ray_storage(self) -> dict[str, Any]:

@@ -133,13 +133,9 @@ def _resumed(settings: Mapping[str, Any], location: str) -> dict[str, Any] | Non
     name = settings.get("run_name")
     if name is None or not (settings.get("resume") or settings.get("auto_resume")):
         return None
-
-    store = RunStore(settings.get("storage_path", flat_fields()["storage_path"].default), name)
-    try:
+    with RunStore(settings.get("storage_path", flat_fields()["storage_path"].default), name) as store:
         if not store.holds(CONFIG_FILE):
             return None
         store.pull(CONFIG_FILE)
         saved = load_yaml(store.folder / CONFIG_FILE)
-    finally:
-        store.close()
     return saved.section_values("model") if saved.run.init_from == location else None

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from cluster.driver.snapshot import SNAPSHOT
+from cluster.run.report import read_metrics
 from tests.cluster.runs import TIMEOUT, Run, errors, numbers
 
 
@@ -71,6 +72,8 @@ def test_sigterm_writes_a_checkpoint_in_mid_epoch_and_a_killed_worker_is_replace
     first, *later = re.findall(r"resuming after step (\d+), in epoch (\d+)", text)
     assert first == (str(position["step"]), str(position["epoch"]))
     assert later and all(int(step) > position["step"] for step, _ in later)
+    rows, results = read_metrics(run.folder), json.loads((run.folder / "results.json").read_text())
+    assert results["wall_seconds"] > rows[-1]["seconds"]  # the stopped command's time counts too
     assert numbers(run.folder) == numbers(whole)
     assert errors(run.folder) == errors(whole)
 

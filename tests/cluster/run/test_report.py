@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cluster.errors import UserError
 from cluster.run.report import (
     MetricsLog,
     RunResult,
@@ -18,6 +19,7 @@ from cluster.run.report import (
     labelled,
     read_metrics,
     scalars_of,
+    seconds_before,
     with_unit,
     write_predictions,
     write_results,
@@ -116,10 +118,10 @@ def test_resuming_drops_the_rows_to_be_run_again(tmp_path):
 def test_metrics_that_are_not_ours_are_refused(tmp_path):
     assert read_metrics(tmp_path) == []
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\noops\n{"epoch": 3}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is not JSON"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not JSON"):
         read_metrics(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("[1]\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="line 1 must be a JSON object, got list"):
+    with pytest.raises(UserError, match="line 1 must be a JSON object, got list"):
         read_metrics(tmp_path)
 
 
@@ -192,3 +194,14 @@ def test_git_commit_of_a_checkout_only(tmp_path):
     assert git_commit(tmp_path) == f"{head}+dirty"
     (tmp_path / "sub").mkdir()
     assert git_commit(tmp_path / "sub") is None
+
+
+@pytest.mark.parametrize("last", ['{"epoch": 2, "val_mae": {"Härte'.encode()[:-4], b"oops\n", b'{"epoch": 2, "st'])
+def test_a_last_row_that_was_cut_is_passed_over(tmp_path, last):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"epoch": 1, "seconds": 2.5}\n' + last)
+    assert [row["epoch"] for row in read_metrics(tmp_path)] == [1]
+    assert seconds_before(tmp_path) == 2.5
+
+
+def test_a_run_without_rows_has_taken_no_time(tmp_path):
+    assert seconds_before(tmp_path) == 0.0

@@ -12,7 +12,7 @@ from cluster.cli import main
 from cluster.driver import trainer
 from cluster.driver.launch import launch
 from cluster.driver.recorder import Recorder
-from cluster.errors import UserError
+from cluster.errors import RunFailed, UserError
 from cluster.run.report import read_metrics
 from cluster.run.storage import RunStore, local_folder
 from crystalformer import load_model
@@ -115,6 +115,17 @@ def test_the_local_copy_is_kept_where_it_cannot_be_sent(s3, capsys):
         store.close()
     assert (store.folder / "results.json").read_text() == "{}"
     assert str(store.folder) in capsys.readouterr().out
+
+
+def test_why_a_run_ended_is_not_hidden_by_files_that_cannot_be_sent(s3, capsys):
+    with pytest.raises(RunFailed, match="diverged"), RunStore("s3://no-such-bucket/runs", "lost") as store:
+        (store.folder / "results.json").write_text("{}")
+        raise RunFailed("diverged")
+    assert f"are kept in {store.folder}" in capsys.readouterr().out
+    shutil.rmtree(store.folder)
+    with pytest.raises(UserError, match="no-such-bucket"), RunStore("s3://no-such-bucket/runs", "lost") as store:
+        (store.folder / "results.json").write_text("{}")
+    shutil.rmtree(store.folder)
 
 
 def test_a_store_that_does_not_answer_in_mid_run_is_told_of_once(s3, config, capsys):
