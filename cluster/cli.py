@@ -66,6 +66,11 @@ def _run(words: Sequence[str]) -> int:
         if "--debug" in words:
             raise
         return _fail(f"error: {' '.join(str(failure).split())}", failure.exit_status)
+    except OSError as error:
+        # Such as a folder that may not be entered; one without a file's name is no matter of the user's paths.
+        if "--debug" in words or error.filename is None:
+            raise
+        return _fail(f"error: {error.filename}: {error.strerror}", EXIT_USER_ERROR)
     except (RunStopped, Incomplete) as stop:
         return _fail(str(stop), stop.exit_status)
     except KeyboardInterrupt:

@@ -26,3 +26,8 @@ def lasting(path: str) -> str:
     if base is None or "://" in path:
         return path
     return str(Path(base) / path)
+
+
+def there(path: str) -> str:
+    """``path`` of what is read: in this folder where it is there, as what a job brings along, else ``lasting``."""
+    return path if os.path.lexists(path) else lasting(path)

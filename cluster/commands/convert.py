@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.log import say
+from cluster.paths import lasting, there
 
 HELP = "turn the authors' checkpoint into model folders, or back"
 
@@ -15,8 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """From where, to where, which way, and what the file does not tell."""
     from cluster.commands.options import add_config_options
 
-    parser.add_argument("source", metavar="CHECKPOINT", help="the authors' torch file; with --to_reference a folder")
-    parser.add_argument("out", metavar="OUT", help="folder that gets model/ and model-swa/, or the file to write")
+    parser.add_argument(
+        "source", metavar="CHECKPOINT", type=there, help="the authors' torch file; with --to_reference a folder"
+    )
+    parser.add_argument(
+        "out", metavar="OUT", type=lasting, help="folder that gets model/ and model-swa/, or the file to write"
+    )
     parser.add_argument(
         "--to_reference", action="store_true", help="write the authors' torch file of a model or run folder"
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cluster.errors import UserError
 from cluster.log import say
+from cluster.paths import lasting, there
 from data_pipeline.splits import SPLITS
 
 if TYPE_CHECKING:
@@ -24,12 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, on which split of which data set, and where to draw it."""
     from cluster.commands.options import add_data_dir, add_device
 
-    parser.add_argument("model", metavar="MODEL", help="model folder, such as runs/NAME/model, also s3://...")
+    parser.add_argument("model", metavar="MODEL", type=there, help="model folder, such as runs/NAME/model, also s3://...")
     parser.add_argument(
         "--dataset", metavar="NAME", help="data set that has the model's targets (default: the one it was trained on)"
     )
     parser.add_argument("--split", choices=SPLITS, default="test", help="part of the data set (default test)")
-    parser.add_argument("--plot", metavar="FILE", help="also draw predictions over true values, e.g. parity.png")
+    parser.add_argument(
+        "--plot", metavar="FILE", type=lasting, help="also draw predictions over true values, e.g. parity.png"
+    )
     add_data_dir(parser)
     add_device(parser)
 

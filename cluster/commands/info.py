@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cluster.errors import UserError
 from cluster.log import say
+from cluster.paths import lasting, there
 from data_pipeline.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,10 +49,11 @@ def run(args: argparse.Namespace) -> None:
             raise UserError("--plot needs DATASET: the name of a prepared data set")
         say("\n".join(list_datasets()))
         return
-    if "://" in args.dataset or is_model(Path(args.dataset)):
+    model = there(args.dataset)
+    if "://" in model or is_model(Path(model)):
         if args.plot is not None:
             raise UserError(f"--plot draws data sets, and {args.dataset} is a model folder")
-        say("\n".join(describe_model(args.dataset)))
+        say("\n".join(describe_model(model)))
         return
     say("\n".join(describe_dataset(args.dataset, data_dir)))
     if args.plot is not None:
@@ -141,7 +143,7 @@ def draw_dataset(name: str, data_dir: Path, file: str) -> Path:
     from data_pipeline.describe import plot
 
     folder = prepared_name(name, data_dir)
-    out = Path(file or f"{folder}.png")
+    out = Path(lasting(file or f"{folder}.png"))
     try:
         return plot(data_dir, folder, out)
     except (OSError, ValueError) as error:

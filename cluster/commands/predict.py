@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cluster.errors import Incomplete, UserError
 from cluster.log import say
+from cluster.paths import lasting, there
 
 if TYPE_CHECKING:
     from cluster.prediction.inputs import Found, Piece
@@ -31,12 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs",
         nargs="+",
+        type=there,
         metavar="INPUT",
         help="CIF, POSCAR or another file that pymatgen reads, JSON with one structure or records, a folder of such "
         "files, or a structure table (Parquet file, or folder such as data/NAME/test)",
     )
     parser.add_argument(
-        "--output", metavar="FILE", help="write to a .csv, .jsonl or .parquet file (default: a table on the screen)"
+        "--output",
+        metavar="FILE",
+        type=lasting,
+        help="write to a .csv, .jsonl or .parquet file (default: a table on the screen)",
     )
     parser.add_argument(
         "--batch_size", type=int, metavar="N", help="structures at once at most (default: as memory allows)"
@@ -123,12 +129,12 @@ def screen(
 
 def model_folders(text: str) -> list[str]:
     """The folders of MODEL: one, or several joined by commas."""
-    if Path(text).is_dir():
-        return [text]
+    if os.path.isdir(there(text)):
+        return [there(text)]
     names = text.split(",")
     if not all(names):
         raise UserError(f"MODEL must be folders joined by commas, got {text!r}")
-    return names
+    return [there(name) for name in names]
 
 
 def report_unread(found: Iterable[Found], unread: list[Found]) -> Iterator[Found]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,8 @@ from cluster.worker.fine_tuning import load_initial
 from cluster.worker.loop import Job, run_worker
 from cluster.worker.monitor import Message, Monitor
 from cluster.worker.process_group import Joined, process_group
+
+_log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
 
@@ -172,6 +175,8 @@ def worker_resources(config: TrainConfig) -> WorkerResources:
         require_told(device=scale.device, cpus_per_worker=scale.cpus_per_worker)
     elif scale.device == "cuda" and gpus < workers.fewest and not grows():
         raise UserError(f"device cuda: {workers} workers need a GPU each, the cluster has {gpus:g}")
+    elif scale.device == "auto" and 0 < gpus < workers.fewest:
+        _log.warning("%s workers train on CPUs: they need a GPU each, the cluster has %g", workers, gpus)
     share = worker_share(scale, nodes)
     if scale.cpus_per_worker is not None:
         room = workers_that_fit(nodes, share.cpus, gpu=share.gpu)

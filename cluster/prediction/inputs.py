@@ -93,21 +93,26 @@ def plan_pieces(inputs: Sequence[str]) -> list[Piece]:
     pieces: list[Piece] = []
     files: list[Path] = []
     for name in inputs:
-        path = Path(name)
-        if is_prepared(path.parent, path.name) and (path / "test").is_dir():
-            problem = f"is a prepared data set; name a split in it, as {path / 'test'}"
-            pieces += [*_of_files(files), Piece(paths=(name,), problem=problem)]
+        try:
+            others, more = _look_at(Path(name))
+        except OSError as error:  # such as a folder that may not be entered
+            others, more = [Piece(paths=(name,), problem=str(error.strerror or error))], []
+        if others:
+            pieces += [*_of_files(files), *others]
             files = []
-            continue
-        tables = [path] if path.suffix.lower() == ".parquet" and not path.is_dir() else _tables_in(path)
-        if tables:
-            pieces += [*_of_files(files), *chain.from_iterable(map(_of_table, tables))]
-            files = []
-        if path.is_dir():
-            files += _known_files(path) or ([] if tables else [path])
-        elif not tables:
-            files.append(path)
+        files += more
     return [*pieces, *_of_files(files)]
+
+
+def _look_at(path: Path) -> tuple[list[Piece], list[Path]]:
+    """The pieces of an input but those of its files, and these. OSError where it cannot be looked at."""
+    if is_prepared(path.parent, path.name) and (path / "test").is_dir():
+        problem = f"is a prepared data set; name a split in it, as {path / 'test'}"
+        return [Piece(paths=(str(path),), problem=problem)], []
+    folder = path.is_dir()
+    tables = [path] if path.suffix.lower() == ".parquet" and not folder else _tables_in(path)
+    files = _known_files(path) if folder else []
+    return [*chain.from_iterable(map(_of_table, tables))], files or ([] if tables else [path])
 
 
 def find_structures(inputs: Sequence[str]) -> Iterator[Found]:

@@ -69,6 +69,9 @@ def test_debug_shows_where_an_error_arose():
         assert "lr must be a number" in done.stderr
 
 
+TOO_LONG = "x" * 300
+"""As a folder that may not be entered, a path that cannot be looked at; root may enter all of them."""
+
 MISTAKES = [
     (["trian"], "invalid choice: 'trian' (choose from"),
     (["--verbose"], "unknown option --verbose"),
@@ -93,6 +96,9 @@ MISTAKES = [
     (["prepare"], "give DATASET, or --source PATH and --name NAME"),
     (["info", "nowhere"], "unknown data set 'nowhere'"),
     (["info", "flla_2015", "extra"], "unexpected argument 'extra'"),
+    (["train", "--target", "shear", "--storage_path", TOO_LONG], f"{TOO_LONG}: File name too long"),
+    (["train", "--target", "shear", "--data_dir", TOO_LONG], "File name too long"),
+    (["info", TOO_LONG], f"{TOO_LONG}/config.json: File name too long"),
 ]
 
 

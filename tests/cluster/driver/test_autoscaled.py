@@ -73,3 +73,13 @@ def test_a_screening_counts_the_nodes_where_there_is_no_autoscaler(empty, monkey
     assert shared_out("auto", {"CPU": 2.0}).task_cpus == 0.9
     with pytest.raises(UserError, match="device is cuda, but the cluster has no GPU"):
         shared_out("cuda", {"CPU": 8.0})
+
+
+@pytest.mark.parametrize(
+    ("workers", "told"), [(1, ""), (2, "2 workers train on CPUs: they need a GPU each, the cluster has 1")]
+)
+def test_gpus_that_do_not_suffice_are_not_passed_over_in_silence(empty, monkeypatch, caplog, workers, told):
+    monkeypatch.delenv("RAY_enable_autoscaler_v2")
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}])
+    assert worker_resources(small_config(num_workers=workers)).gpu is (not told)
+    assert caplog.text.rpartition("launch:")[2].strip().endswith(told)

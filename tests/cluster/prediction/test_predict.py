@@ -113,20 +113,36 @@ def test_what_cannot_be_read_is_told_and_the_others_are_predicted(tmp_path, caps
     (tmp_path / "close.vasp").write_text("x\n1\n1 0 0\n0 1 0\n0 0 1\nNa Cl\n1 1\ndirect\n0 0 0\n0.1 0 0\n")
     (tmp_path / "bad.parquet").write_text("x")
     (tmp_path / "empty").mkdir()
-    bad = [str(tmp_path / name) for name in ("bad.cif", "close.vasp", "bad.parquet", "empty", "none.cif", "none.xyz")]
+    unread = ("bad.cif", "close.vasp", "bad.parquet", "empty", "none.cif", "none.xyz", "x" * 300)
+    bad = [str(tmp_path / name) for name in unread]
     assert main(["predict", "a", *bad, "files/1.cif", "files/notes.txt"]) == 1
     answer = capsys.readouterr()
     lines = answer.err.splitlines()
-    assert lines[-1] == "7 of 8 structures could not be read"
+    assert lines[-1] == "8 of 9 structures could not be read"
     assert [line.split(": ")[0] for line in lines[:-1]] == [*bad, "files/notes.txt"]
     assert "unreadable structure" in lines[0]
     assert "overlapping atoms" in lines[1]
     assert "not a Parquet file" in lines[2]
     assert "holds no structure file" in lines[3]
     assert "No such file" in lines[4] and "No such file" in lines[5]
+    assert "File name too long" in lines[6]
     header, row = answer.out.splitlines()
     assert header.split("  ")[0] == "id" and row.startswith("files/1.cif  NaCl")
     assert "warning" not in header
+
+
+def test_what_a_job_is_to_leave_lies_where_it_lasts(folder, tmp_path, monkeypatch):
+    """A job's own folder is a copy that Ray deletes; what lies in the copy is found there, the rest at home."""
+    monkeypatch.setenv("CRYSTALFORMER_HOME", str(folder))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "brought").mkdir()
+    (tmp_path / "brought" / "1.cif").write_bytes((folder / "files" / "1.cif").read_bytes())
+    assert main(["predict", "a,b", "brought", "files/4.cif", "--output", "of-a-job.csv"]) == 0
+    assert [row[0] for row in rows_of(folder / "of-a-job.csv")[1:]] == ["brought/1.cif", str(folder / "files/4.cif")]
+    assert main(["convert", "a", "of-a-job.ckpt", "--to-reference"]) == 0
+    assert (folder / "of-a-job.ckpt").is_file()
+    assert main(["info", "a"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["brought"]
 
 
 def test_several_models_give_mean_and_spread(tmp_path):
