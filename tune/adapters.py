@@ -87,6 +87,8 @@ class StudyScheduler(FIFOScheduler):
             self._book.complete(number)
         elif result.get("ended") == "failed":
             self._book.fail(number, result["reason"])
+        elif result.get("ended") == "stuck":
+            self._book.give_up(number, result["reason"])
         else:
             self._book.stop(number, result.get("reason", ""))
 

@@ -20,6 +20,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from cluster.errors import RunFailed
 from cluster.settings.config import TrainConfig
 from tune.space import Settings, Space
 
@@ -108,7 +109,7 @@ class Book:
         self.closed = False
         """Nothing is recorded any more: trials under way stay as they are, to be gone on with."""
         self.problem: Exception | None = None
-        """Why the study, or what is made of it, could not be written any more."""
+        """Why the search cannot go on: its study or its files cannot be written, or no trial can run."""
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         """Ray Tune writes its parts to disk for a way of resuming that is not ours: the copy holds nothing."""
@@ -225,6 +226,14 @@ class Book:
     def fail(self, number: int, reason: str) -> None:
         """The trial has failed."""
         self._tell(number, TrialState.FAIL, reason)
+
+    def give_up(self, number: int, reason: str) -> None:
+        """The trial cannot go on, nor could any other: the search is to end, and all that is under way stays so."""
+        with self._lock:
+            if not self.closed:
+                hint = f"go on with --run_name {self._search} --resume"
+                self.problem = RunFailed(f"trial {number} cannot go on, nor could another: {reason}; {hint}")
+                self.closed = True
 
     def _tell(self, number: int, state: TrialState, reason: str) -> None:
         with self._lock:

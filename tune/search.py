@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import optuna
 import ray
 from optuna.study import Study
 from ray import tune as ray_tune
+from ray.exceptions import RayError
 from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sqlalchemy.exc import SQLAlchemyError
@@ -220,8 +221,8 @@ def _run(plan: Search, data: SearchData, study: Study) -> int | None:
         )
         with progress, Interrupts() as interrupts:
             _watch(_Fit(plan, book, setup, capacity), plan, book, interrupts, progress)
-        requests, found = ray.get(library.counts.remote())
-        progress.data(requests, found)
+        with suppress(RayError):  # the library is gone, as is its count; every trial has ended nevertheless
+            progress.data(*ray.get(library.counts.remote()))
     return interrupts.received
 
 

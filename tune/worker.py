@@ -26,9 +26,9 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray import tune as ray_tune
+from ray.exceptions import RayError
 
 from cluster.data.feed import TargetScaling
-from cluster.errors import RunFailed, UserError
 from cluster.run.report import METRICS_FILE, json_ready, read_metrics
 from cluster.run.storage import RunStore
 from cluster.settings.config import CONFIG_FILE, TrainConfig, save_yaml
@@ -36,6 +36,7 @@ from cluster.worker.loop import Job, Worker, prepare_process
 from cluster.worker.machine import Place
 from cluster.worker.monitor import Message
 from cluster.worker.saving import PREFIX
+from tune.failures import of_every_trial, told, without_data
 from tune.folder import TRIALS_FOLDER
 from tune.library import TrialData
 
@@ -259,14 +260,15 @@ class Trial(ray_tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch. Whatever goes wrong with this trial is its result, and the process goes on to the next."""
+        """One epoch. Whatever goes wrong with this trial is its result, and the process goes on to the next.
+
+        What would go wrong with any other is no result: the search is told to end.
+        """
         try:
             return self._epoch()
         except Exception as error:  # noqa: BLE001 - a trial that fails is recorded, the search goes on
-            told = isinstance(error, RunFailed | UserError)
-            reason = str(error) if told else f"{type(error).__name__}: {error}"
             self._close()
-            return self._result(ended="failed", reason=reason)
+            return self._result(ended="stuck" if of_every_trial(error) else "failed", reason=told(error))
 
     def _epoch(self) -> dict[str, Any]:
         if self._rows is None:
@@ -289,11 +291,16 @@ class Trial(ray_tune.Trainable):
         return self._result(ended="complete" if row["epoch"] >= self._config.optim.epochs else "")
 
     def _run(self) -> OneWorker | ManyWorkers:
-        shared = self._shared
-        self._config = config = TrainConfig.from_flat(dict(shared.base) | self._settings)
+        self._config = config = TrainConfig.from_flat(dict(self._shared.base) | self._settings)
         self._folder.mkdir(parents=True, exist_ok=True)
         save_yaml(self._folder / CONFIG_FILE, config)
-        radius = config.model.neighbor_radius
+        try:
+            return self._begun(config)
+        except RayError as error:  # of the library or of what it has shared
+            raise without_data(error) from error
+
+    def _begun(self, config: TrainConfig) -> OneWorker | ManyWorkers:
+        shared, radius = self._shared, config.model.neighbor_radius
         data: TrialData = ray.get(shared.library.data.remote(radius, config.optim.normalize_targets))
         self._scaling = data.scaling
         if config.scale.num_workers.most > 1:

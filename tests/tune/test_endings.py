@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
+from cluster.driver.waiting import actors_of
+from cluster.errors import RunFailed
 from tests.tune.searches import saved, trials_of
 from tune.search import search
 
@@ -42,6 +44,28 @@ def test_a_process_that_dies_is_replaced_once_and_then_costs_its_trial_only(plan
     assert first.state == "failed" and first.process == killed[1]
     assert first.reason.startswith("its process died: ") and "no reason" not in first.reason
     assert second.state in ("complete", "stopped early")
+
+
+def test_a_search_whose_data_are_gone_ends_and_its_trials_do_not_fail(plan, folder):
+    made = plan("bereft", {"num_trials": 6, "epochs": 1, "concurrent": 1, "max_radius": 12.0})
+
+    def kill():
+        while not (made.folder / "trials.csv").exists():  # the first trial has ended
+            time.sleep(0.05)
+        (library,) = actors_of("Library")
+        os.kill(library["Pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    with pytest.raises(RunFailed, match="the trials' data cannot be had: .*; go on with --run_name bereft --resume"):
+        search(made)
+    killer.join()
+    before = trials_of(made)
+    assert [trial.state for trial in before if trial.state != "stopped early"][-1] == "unfinished"
+    assert "failed" not in {trial.state for trial in before}
+    result = search(saved(folder, "bereft", num_trials=len(before)))
+    assert result.finished and [trial.number for trial in result.trials] == list(range(len(before)))
+    assert "failed" not in {trial.state for trial in result.trials}
 
 
 def test_a_report_that_cannot_be_written_ends_the_search_in_a_line(words, folder, capsys):

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import optuna
 import pytest
 
-from cluster.errors import UserError
+from cluster.errors import RunFailed, UserError
 from cluster.settings.config import TrainConfig
 from tune.book import Book, best, exhausted, kept_errors, records
 from tune.config import SearchConfig
@@ -235,6 +235,22 @@ def test_what_is_under_way_when_the_book_is_closed_stays_so(url):
     assert book.next() is None
     (trial,) = records(study, SPACE)
     assert (trial.state, trial.epochs, told) == ("unfinished", 1, [])
+
+
+def test_what_would_fail_every_trial_ends_the_search_and_none_of_them(url):
+    study = begin(url)
+    book, told = make_book(study, 3)
+    first, second = book.next().number, book.next().number
+    book.epochs_done(first, [0.3])
+    book.give_up(second, "/data: No space left on device")
+    book.fail(first, "its process died")
+    hint = "go on with --run_name mine --resume"
+    assert isinstance(book.problem, RunFailed)
+    assert str(book.problem) == f"trial 1 cannot go on, nor could another: /data: No space left on device; {hint}"
+    assert book.next() is None and not told
+    assert [trial.state for trial in records(study, SPACE)] == ["unfinished", "unfinished"]
+    again, _ = make_book(begin(url), 3)
+    assert [again.next().number for _ in range(3)] == [0, 1, 2]
 
 
 # Storage ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A trial in its process: cut off and taken up again it gives the numbers it would have given; its time is kept."""
 
 import itertools
+import shutil
 import time
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import pytest
 
 from cluster.data.feed import TargetScaling
 from cluster.data.tables import TablesOnDisk, open_split
+from cluster.errors import RunFailed
 from cluster.settings.config import TrainConfig
 from data_pipeline.prepared import load_prepared
 from data_pipeline.table import StructureTable
 from tests.cluster.processes import Workers
 from tune.book import kept_errors
+from tune.failures import of_every_trial, told
 from tune.library import TRIAL_SPLITS, TrialData
 from tune.worker import OneWorker, TimeLimit, TrialHost, score_of
 
@@ -101,6 +104,22 @@ def test_a_trial_ends_without_a_test_and_is_judged_by_the_weights_it_keeps(proce
         assert values[target][-1] == best.mae[target] == errors[target][best.epoch - 1]
         assert values[target][best.epoch - 2] != values[target][-1]
     assert values["edge"][-1] > min(errors["edge"])
+
+
+def without_a_folder(place, settings, folder):
+    """What a trial raises whose folder is not there any more when a checkpoint is due."""
+    run = begin(settings, folder)
+    next_row(run)
+    shutil.rmtree(folder)
+    with pytest.raises(RunFailed) as caught:
+        rows_of(run)
+    return of_every_trial(caught.value), told(caught.value)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_no_doing_of_the_trial(process, settings, tmp_path):
+    ((every, text),) = process.run(without_a_folder, settings, tmp_path / "gone")
+    assert every
+    assert text.startswith(f"a checkpoint could not be written: {tmp_path}/gone/") and "No such file" in text
 
 
 def late(place, settings, folder):
