@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,9 +13,8 @@ from typing import Any
 import optuna
 import ray
 from optuna.study import Study
-from ray import tune as ray_tune
 from ray.exceptions import RayError
-from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory
+from ray.tune import PlacementGroupFactory
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -29,23 +25,20 @@ from cluster.session import autoscaled, ray_session, require_told
 from cluster.settings.config import TrainConfig
 from cluster.settings.deepspeed_config import overlay_of
 from data_pipeline.prepared import PreparedDataset
-from tune.adapters import Ending, StudyScheduler, StudySearcher
 from tune.book import Book, TrialRecord, exhausted, records
 from tune.data import SearchData, search_data
+from tune.fit import TUNE_FOLDER, Fit
 from tune.folder import TRIALS_FOLDER, Search, begin, has_begun, locked, refuse_taken
 from tune.library import Library
 from tune.progress import SearchProgress
 from tune.report import write_best, write_report, write_trials
 from tune.space import SEARCHABLE
 from tune.study import Purpose, is_own_file, open_storage, open_study, reason_of, refuse_known, shown_url
-from tune.worker import Trial, TrialSetup
+from tune.worker import TrialSetup
 
 POLL_SECONDS = 0.25
-STOP_SECONDS = 10.0
-"""Before the end Ray Tune gets this long to stop trials, which may be in a long epoch; what is left ends with Ray."""
-
-TUNE_FOLDER = ".ray"
-"""Ray Tune's own files, of no use after the search."""
+STOP_SECONDS = 8.0
+"""Before the end Ray Tune gets this long to stop trials, which may be in a long epoch; then they are killed."""
 
 OUTER_CPUS = 0.0001
 """What a trial takes beside its workers, where they are processes of their own: enough to keep it off nodes that take
@@ -53,22 +46,6 @@ no work."""
 
 SHARE = 0.99
 """What such workers reserve of their CPUs; the rest has room for the processes beside them, on whichever node."""
-
-_ENVIRONMENT = {
-    # A row an epoch is in the trial's folder already; TensorBoard, CSV and JSON loggers would write it thrice more.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # The study is what a search goes on from, not Ray Tune's own snapshots.
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    # Results hold lists.
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
-
-_LOUD = tuple(
-    f"ray.tune.{name}" for name in ("analysis.experiment_analysis", "execution.tune_controller", "tune", "utils.util")
-)
-"""Loggers of Ray Tune: they miss the files of loggers turned off, repeat recorded failures, tell of slow steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,18 +90,18 @@ def search(plan: Search, *, patient: bool = False) -> SearchResult:
             study = _study(plan, data)
             if not plan.config.run.resume:
                 begin(plan)
-            signal_number = _run(plan, data, study)
-        trials = records(study, plan.space)
-        own = [trial for trial in trials if trial.search == plan.name and trial.ended]
+            signal_number = _run(plan, data, study, stack)
+            # Before Ray is left, which may end a process that still waits for it.
+            trials = records(study, plan.space)
+            write_report(plan, study, trials, unit)
+            own = [trial for trial in trials if trial.search == plan.name and trial.ended]
+            _drop_checkpoints(plan, own)
         cut_off = any(trial.search == plan.name and not trial.ended for trial in trials)
         finished = len(own) >= plan.options.num_trials or (exhausted(study, plan.space) and not cut_off)
-        result = SearchResult(folder=plan.folder, trials=trials, unit=unit, finished=finished)
-        write_report(plan, study, result.trials, result.unit)
-        _drop_checkpoints(plan, own)
     if signal_number is not None:
         done = f"{len(own)} of {plan.options.num_trials} trials"
         raise RunStopped(f"stopped after {done}; go on with --run_name {plan.name} --resume", signal_number)
-    return result
+    return SearchResult(folder=plan.folder, trials=trials, unit=unit, finished=finished)
 
 
 @contextmanager
@@ -180,8 +157,8 @@ def _study(plan: Search, data: SearchData) -> Study:
     return study
 
 
-def _run(plan: Search, data: SearchData, study: Study) -> int | None:
-    """Run what is missing. The number of the signal that ended it before, or None."""
+def _run(plan: Search, data: SearchData, study: Study, stack: ExitStack) -> int | None:
+    """Run what is missing, on a Ray that ``stack`` leaves. The number of the signal that ended it before, or None."""
     units = data.units
     progress = SearchProgress(plan, units[plan.objective])
 
@@ -206,43 +183,45 @@ def _run(plan: Search, data: SearchData, study: Study) -> int | None:
     book = Book(study, plan.space, base, plan.name, plan.options.num_trials, refuse, ended, alone=alone)
     if book.over:
         return None
-    with ray_session():
-        capacity = _capacity(plan)
-        progress.begin(book.ended_trials, capacity.trials)
-        library = _library(plan, data.dataset)
-        setup = TrialSetup(
-            base=base | dict(capacity.config) | {"storage_path": str(plan.root)},
-            objective=plan.objective,
-            library=library,
-            threads=capacity.threads,
-            seconds=60 * plan.options.trial_minutes if plan.options.trial_minutes else 1e18,
-            units=units,
-            overlay=overlay_of(plan.config),
-        )
-        with progress, Interrupts() as interrupts:
-            _watch(_Fit(plan, book, setup, capacity), plan, book, interrupts, progress)
-        with suppress(RayError):  # the library is gone, as is its count; every trial has ended nevertheless
-            progress.data(*ray.get(library.counts.remote()))
+    stack.enter_context(ray_session())
+    capacity = _capacity(plan)
+    progress.begin(book.ended_trials, capacity.trials)
+    library = _library(plan, data.dataset)
+    setup = TrialSetup(
+        base=base | dict(capacity.config) | {"storage_path": str(plan.root)},
+        objective=plan.objective,
+        library=library,
+        threads=capacity.threads,
+        seconds=60 * plan.options.trial_minutes if plan.options.trial_minutes else 1e18,
+        units=units,
+        overlay=overlay_of(plan.config),
+    )
+    with progress, Interrupts() as interrupts:
+        _watch(Fit(plan, book, setup, capacity.resources, capacity.trials), plan, book, interrupts, progress)
+    with suppress(RayError):  # the library is gone, as is its count; every trial has ended nevertheless
+        progress.data(*ray.get(library.counts.remote()))
     return interrupts.received
 
 
-def _watch(fit: _Fit, plan: Search, book: Book, interrupts: Interrupts, progress: SearchProgress) -> None:
+def _watch(fit: Fit, plan: Search, book: Book, interrupts: Interrupts, progress: SearchProgress) -> None:
     """Wait for the end; on a signal, or where the book was closed, a little for Ray Tune to stop the trials."""
     fit.start()
     stop_by = None
-    while fit.is_alive() and (stop_by is None or time.monotonic() < stop_by):
-        fit.join(POLL_SECONDS)
-        if interrupts.received is not None and not book.closed:
-            progress.note("stopping: trials under way can be resumed; once more to stop at once")
-            book.close()
-        if book.closed and stop_by is None:
-            stop_by = time.monotonic() + STOP_SECONDS
-    book.close()
+    try:
+        while fit.is_alive() and (stop_by is None or time.monotonic() < stop_by):
+            fit.join(POLL_SECONDS)
+            if interrupts.received is not None and not book.closed:
+                progress.note("stopping: trials under way can be resumed; once more to stop at once")
+                book.close()
+            if book.closed and stop_by is None:
+                stop_by = time.monotonic() + STOP_SECONDS
+    finally:
+        book.close()
+        fit.end()
     if book.problem is not None:
         raise book.problem
-    if not fit.is_alive():
-        fit.check()
-        shutil.rmtree(plan.folder / TUNE_FOLDER, ignore_errors=True)
+    fit.check()
+    shutil.rmtree(plan.folder / TUNE_FOLDER, ignore_errors=True)
 
 
 def _library(plan: Search, dataset: PreparedDataset) -> Any:  # noqa: ANN401 - a Ray actor handle
@@ -286,48 +265,3 @@ def _capacity(plan: Search) -> Capacity:
         threads=share.threads,
         trials=min(fit, plan.options.concurrent or fit),
     )
-
-
-class _Fit(threading.Thread):
-    """Tuner.fit in a thread of its own: Ray then leaves the signals to us."""
-
-    def __init__(self, plan: Search, book: Book, setup: TrialSetup, capacity: Capacity) -> None:
-        super().__init__(name="ray-tune-fit", daemon=True)
-        self._error: Exception | None = None
-        minutes = plan.options.max_minutes
-        deadline = time.monotonic() + 60 * minutes if minutes else None
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        for name in _LOUD:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        trainable = ray_tune.with_resources(ray_tune.with_parameters(Trial, shared=setup), capacity.resources)
-        self._tuner = ray_tune.Tuner(
-            trainable,
-            tune_config=ray_tune.TuneConfig(
-                search_alg=StudySearcher(book),
-                scheduler=StudyScheduler(book),
-                num_samples=-1,
-                max_concurrent_trials=capacity.trials,
-                reuse_actors=plan.config.scale.num_workers.most == 1,
-            ),
-            run_config=ray_tune.RunConfig(
-                name=TUNE_FOLDER,
-                storage_path=str(plan.folder),
-                verbose=0,
-                stop=Ending(deadline, book),
-                failure_config=FailureConfig(max_failures=plan.options.trial_retries),
-                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
-            ),
-        )
-
-    def run(self) -> None:
-        """Fit; an error is kept for ``check``."""
-        try:
-            self._tuner.fit()
-        except Exception as error:  # noqa: BLE001 - raised again by check()
-            self._error = error
-
-    def check(self) -> None:
-        """Raise what fit raised."""
-        if self._error is not None:
-            raise self._error

@@ -98,15 +98,51 @@ def wait_for(process, file, count):
     raise AssertionError(file.read_text())
 
 
-def test_a_search_survives_signals_kills_and_the_end_of_its_time(words, folder, address):
-    log = folder / "log.txt"
-    environment = os.environ | {"RAY_ADDRESS": address}
+@pytest.fixture
+def begin(folder, address):
+    """``begin(options)``: a search in a process of its own; what it says is in ``log.txt``."""
+    started = []
 
-    def begin(options):
+    def make(options):
         command = [sys.executable, "-m", "cluster", "tune", *options]
-        with log.open("w") as file:
-            return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=file)
+        with (folder / "log.txt").open("w") as file:
+            environment = os.environ | {"RAY_ADDRESS": address}
+            started.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=file))
+        return started[-1]
 
+    yield make
+    for process in started:
+        process.kill()
+        process.wait(30)
+
+
+def under_way(folder, name):
+    """The number of a process that has done an epoch of a trial that is not ended."""
+    while True:
+        if (folder / name / "search.yaml").is_file():
+            for trial in trials_of(saved(folder, name)):
+                if trial.process and not trial.ended:
+                    return int(trial.process.split()[1])
+        time.sleep(0.1)
+
+
+def test_a_search_ends_in_order_while_a_trial_is_in_an_epoch_without_end(words, folder, begin):
+    process = begin(words("endless", epochs=300, concurrent=1, max_radius=12, grace_epochs=100))
+    trial = under_way(folder, "endless")
+    os.kill(trial, signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    text = (folder / "log.txt").read_text()
+    assert text.rstrip().endswith("stopped after 0 of 20 trials; go on with --run_name endless --resume")
+    assert "WARNING" not in text and "Traceback" not in text  # such as of a second Ray, which Ray Tune would begin
+    assert not (folder / "endless" / ".ray").exists() and (folder / "endless" / "report.html").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(trial, 0)
+    assert trials_of(saved(folder, "endless"))[0].state == "unfinished"
+
+
+def test_a_search_survives_signals_kills_and_the_end_of_its_time(words, folder, begin):
+    log = folder / "log.txt"
     options = words("elastic/long", num_trials=40, epochs=30, grace_epochs=10, max_radius=12)
     process = begin(options)
     wait_for(process, log, 2)
