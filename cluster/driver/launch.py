@@ -26,6 +26,7 @@ from cluster.driver.room import (
     workers_that_fit,
 )
 from cluster.driver.snapshot import mend_snapshot
+from cluster.driver.scaling import policy_of
 from cluster.driver.waiting import Waiting
 from cluster.errors import RunFailed, UserError
 from cluster.interrupts import Interrupts, RunStopped
@@ -155,7 +156,7 @@ def _trainer(config: TrainConfig, store: RunStore, job: Job, reserved: WorkerRes
 
 
 class _Trainer(TorchTrainer):
-    """Without two processes that Ray Train starts beside each run, a second of start-up each."""
+    """Without the processes that Ray Train starts beside a run that has no use for them, a second of start-up each."""
 
     def _create_default_callbacks(self) -> list[Any]:
         """Ray's, but for the one that deals out datasets, as none is given: workers get their tables with the job.
@@ -165,6 +166,10 @@ class _Trainer(TorchTrainer):
         unused = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if own_session() else set())
         callbacks: list[Any] = super()._create_default_callbacks()
         return [callback for callback in callbacks if type(callback).__name__ not in unused]
+
+    def _initialize_and_run_controller(self, **given: Any) -> Any:  # noqa: ANN401 - Ray's
+        policy = policy_of(given["scaling_policy"], own_session=own_session())
+        return super()._initialize_and_run_controller(**given | {"scaling_policy": policy})
 
 
 def worker_resources(config: TrainConfig) -> WorkerResources:
