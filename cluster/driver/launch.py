@@ -25,8 +25,8 @@ from cluster.driver.room import (
     worker_share,
     workers_that_fit,
 )
-from cluster.driver.snapshot import mend_snapshot
 from cluster.driver.scaling import policy_of
+from cluster.driver.snapshot import mend_snapshot
 from cluster.driver.waiting import Waiting
 from cluster.errors import RunFailed, UserError
 from cluster.interrupts import Interrupts, RunStopped
@@ -156,7 +156,7 @@ def _trainer(config: TrainConfig, store: RunStore, job: Job, reserved: WorkerRes
 
 
 class _Trainer(TorchTrainer):
-    """Without the processes that Ray Train starts beside a run that has no use for them, a second of start-up each."""
+    """Without the processes that Ray Train starts beside a run for no use of ours, a second of start-up each."""
 
     def _create_default_callbacks(self) -> list[Any]:
         """Ray's, but for the one that deals out datasets, as none is given: workers get their tables with the job.

@@ -1,4 +1,4 @@
-"""How many workers a run has from moment to moment: Ray Train's policies, but for what a run of ours needs otherwise."""
+"""How many workers a run has from moment to moment: Ray Train's policies, where a run of ours needs another."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Alone(FixedScalingPolicy):
 
 
 def policy_of(given: ScalingPolicy, *, own_session: bool) -> ScalingPolicy:
-    """The policy of a run in place of the one that Ray Train has ``given`` it. ``own_session``: see cluster.session."""
+    """The policy of a run, in place of what Ray Train has ``given`` it. ``own_session``: as cluster.session says."""
     if own_session and isinstance(given, FixedScalingPolicy):
         return Alone(given.scaling_config)
     return given
