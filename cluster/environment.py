@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 
 VARIABLES = {
     # A local cluster asks for its token; nothing turns authentication off.
@@ -33,11 +34,18 @@ _LOOPBACK = re.compile(r"(local|(localhost|127\.0\.0\.1):\d+)?")
 """RAY_ADDRESS of a Ray on this machine alone."""
 
 
+_WORKER = "default_worker.py"
+"""What every process of Ray runs."""
+
+
 def set_defaults() -> None:
-    """Set every variable that the user has not set; a Ray of this machine alone stays on loopback."""
+    """Set every variable that the user has not set; a Ray of this machine alone stays on loopback.
+
+    Of that a process of Ray's judges nothing: on the head of a cluster, KubeRay's, RAY_ADDRESS is on loopback too.
+    """
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
-    if _LOOPBACK.fullmatch(os.environ.get("RAY_ADDRESS", "")):
+    if os.path.basename(sys.argv[0]) != _WORKER and _LOOPBACK.fullmatch(os.environ.get("RAY_ADDRESS", "")):
         os.environ.setdefault(*LOOPBACK_ONLY)
         os.environ.setdefault(*NO_PREEMPTION_WATCHER)
 
