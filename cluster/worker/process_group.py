@@ -9,13 +9,17 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import ray.train
 from ray.train.backend import Backend, BackendConfig
 from ray.train.collective import broadcast_from_rank_zero
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]  # of its C part
 
 TIMEOUT = timedelta(minutes=30)
 """For a collective, as Ray Train has it."""
@@ -64,19 +68,38 @@ def process_group(backend: str) -> Iterator[None]:
         "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
         "NODE_RANK": str(context.get_node_rank()),
     }
-    place = broadcast_from_rank_zero(_free_port() if rank == 0 else None)
-    torch.distributed.init_process_group(
-        backend, init_method=f"tcp://{place}", rank=rank, world_size=size, timeout=TIMEOUT
-    )
+    host = ray.util.get_node_ip_address()
+    if host.startswith("127."):
+        _stay_on_loopback()
+    store = _store(host, rank, size)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     yield
     torch.distributed.destroy_process_group()
 
 
-def _free_port() -> str:
-    """host:port of this node, where the workers can meet."""
-    host = ray.util.get_node_ip_address()
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with closing(socket.socket(family)) as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
-    return f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}"
+def _stay_on_loopback() -> None:
+    """Have gloo talk, and listen, on this machine alone, not at the address that goes by the machine's name."""
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+
+
+def _store(host: str, rank: int, size: int) -> Store:
+    """Where the workers find each other: kept by the first, which listens at ``host``, its node's address, alone.
+
+    PyTorch would listen on all of the machine's, and ask nobody who comes for a password.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # of its C part
+
+    if rank > 0:
+        first, port = broadcast_from_rank_zero(None)
+        return TCPStore(first, port, size, is_master=False, timeout=TIMEOUT)
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.bind((host, 0))
+    listening.listen()
+    port = listening.getsockname()[1]
+    store = TCPStore(
+        host, port, size, is_master=True, timeout=TIMEOUT, wait_for_workers=False, master_listen_fd=listening.detach()
+    )
+    broadcast_from_rank_zero((host, port))
+    return store

@@ -30,6 +30,8 @@ def test_a_killed_driver_and_a_damaged_checkpoint(folder, whole):
     run = Run(folder, "driver")
     run.wait_for_checkpoint(at_least=2, epoch=1)
     workers = run.workers()
+    listening = [c.laddr.ip for w in workers for c in w.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    assert len(listening) > 2 and {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
     run.process.kill()
     run.process.wait()
     psutil.wait_procs(workers, timeout=TIMEOUT)  # they train on, and write checkpoints, until they notice
