@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,7 @@ from cluster.driver.snapshot import mend_snapshot
 from cluster.driver.waiting import Waiting
 from cluster.errors import RunFailed, UserError
 from cluster.interrupts import Interrupts, RunStopped
+from cluster.log import say
 from cluster.run.storage import RunStore
 from cluster.session import autoscaled, own_session, require_told
 from cluster.settings.config import TrainConfig
@@ -42,6 +44,9 @@ from cluster.worker.process_group import Joined, process_group
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
+
+NODES_SECONDS = 2.0
+"""Nodes that are waited for are counted this often."""
 
 AnyTables = SplitTables | SharedTables | TablesOnDisk
 
@@ -63,7 +68,7 @@ def launch(
     written. ``overlay``: DeepSpeed's settings, where the file that config names was read before, on another machine.
     RunStopped where a signal ended the run before, RunFailed where it cannot go on.
     """
-    monitor, reserved = _monitor(), worker_resources(config)
+    monitor, reserved = _monitor(), awaited_resources(config)
     mended = mend_snapshot(store.ray_storage) if config.run.resume else ""
     job = Job(
         config=config.to_flat(),
@@ -170,6 +175,22 @@ class _Trainer(TorchTrainer):
     def _initialize_and_run_controller(self, **given: Any) -> Any:  # noqa: ANN401 - Ray's
         policy = policy_of(given["scaling_policy"], own_session=own_session())
         return super()._initialize_and_run_controller(**given | {"scaling_policy": policy})
+
+
+def awaited_resources(config: TrainConfig) -> WorkerResources:
+    """``worker_resources``, waiting up to ``wait_minutes`` for nodes: after a cluster's head they come one by one."""
+    deadline = time.monotonic() + 60 * config.scale.wait_minutes
+    told = False
+    while True:
+        try:
+            return worker_resources(config)
+        except UserError as problem:
+            if time.monotonic() >= deadline:
+                raise
+            if not told:
+                say(f"waiting up to {config.scale.wait_minutes:g} min for nodes: {problem}")
+            told = True
+        time.sleep(NODES_SECONDS)
 
 
 def worker_resources(config: TrainConfig) -> WorkerResources:

@@ -70,6 +70,7 @@ MAY_CHANGE = frozenset(
         "threads_per_worker",
         "backend",
         "max_failures",
+        "wait_minutes",
         "elastic_seconds",
         "checkpoint_every",
         "checkpoint_minutes",

@@ -164,6 +164,10 @@ class ScaleConfig:
         metadata=about("torch threads of a worker; none: the machine's CPUs shared evenly", "threads"),
     )
     backend: Backend = field(default="auto", metadata=about("implementation of the attention"))
+    wait_minutes: float = field(
+        default=0.0,
+        metadata=about("how long to wait for nodes that the workers need and that may still come; 0: refuse", "min"),
+    )
     elastic_seconds: float = field(
         default=30.0,
         metadata=about("how often a run with a range of workers looks whether the cluster has room for more", "s"),
@@ -183,6 +187,7 @@ class ScaleConfig:
         _require_at_least(self, 1, "checkpoint_every", "keep_checkpoints", "threads_per_worker")
         _require_at_least(self, 0, "max_failures")
         require(0 <= self.zero_stage <= 3, "zero_stage", self.zero_stage, "0, 1, 2 or 3")
+        require(self.wait_minutes >= 0, "wait_minutes", self.wait_minutes, "at least 0")
         seconds = self.elastic_seconds
         require(seconds > 0, "elastic_seconds", seconds, "greater than 0")
         minutes = self.checkpoint_minutes
