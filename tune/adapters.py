@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray.exceptions import RayError
 from ray.tune import Stopper
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from tune.book import Book
+from tune.worker import WISH_SECONDS
 
 
 class Ending(Stopper):
     """Ends all trials where the search is to end: its book was closed on a signal, or its time is up."""
 
-    def __init__(self, deadline: float | None, book: Book) -> None:
-        self._deadline, self._book = deadline, book
+    def __init__(self, deadline: float | None, book: Book, library: Any) -> None:  # noqa: ANN401 - a Ray actor handle
+        self._deadline, self._book, self._library = deadline, book, library
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No trial by itself: that is the scheduler's."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether to end; what is under way is then left to be resumed."""
+        """Whether to end; what is under way is then left to be resumed, from checkpoints that are written now."""
         if self._deadline is not None and time.monotonic() > self._deadline:
             self._book.close()
+        if self._book.closed and self._library is not None:
+            with suppress(RayError):  # the library is gone, which may be why the search ends
+                ray.get(self._library.end.remote(), timeout=WISH_SECONDS)
+            self._library = None
         return self._book.closed
 
 

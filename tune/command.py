@@ -10,13 +10,13 @@ HELP = "search for the settings with the smallest validation error"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The search's own options, then the settings of a training run but a trial's ``epochs`` and ``init_from``."""
+    """The search's own options, then the settings of a training run that are left, but for ``init_from``."""
     from cluster.commands.options import add_config_options, add_options
     from cluster.settings.fields import specs_of
-    from tune.config import SearchConfig
+    from tune.config import OF_TRIALS, SearchConfig
 
     add_options(parser.add_argument_group("search"), specs_of(SearchConfig))
-    add_config_options(parser, without=("epochs", "init_from"))
+    add_config_options(parser, without=(*OF_TRIALS, "init_from"))
 
 
 def run(args: argparse.Namespace) -> None:

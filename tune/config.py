@@ -10,9 +10,22 @@ from cluster.settings.fields import coerce, specs_of
 from crystalformer.config import about, require
 
 MAY_CHANGE = frozenset(
-    {"num_trials", "concurrent", "max_minutes", "trial_minutes", "trial_retries", "full_epochs", "storage"}
+    {
+        "num_trials",
+        "concurrent",
+        "max_minutes",
+        "trial_minutes",
+        "checkpoint_minutes",
+        "trial_retries",
+        "full_epochs",
+        "storage",
+    }
 )
 """What a search that goes on may be given anew: how long and on what it runs, not what its trials mean."""
+
+
+OF_TRIALS = ("epochs", "checkpoint_minutes")
+"""Settings of a training run that have another default in a search."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +62,12 @@ class SearchConfig:
     trial_minutes: float | None = field(
         default=5.0, metadata=about("time for a trial; it counts with the epochs it has done by then", "minutes")
     )
+    checkpoint_minutes: float = field(
+        default=1.0,
+        metadata=about(
+            "longest time between checkpoints of a trial: what is lost of it where its process dies", "minutes"
+        ),
+    )
     max_radius: float = field(
         default=40.0,
         metadata=about("settings whose neighbour lists reach farther are passed over: costs grow with r^3", "Å"),
@@ -75,7 +94,7 @@ class SearchConfig:
             require(value is None or value >= 1, name, value, "at least 1")
         require(self.reduction >= 2, "reduction", self.reduction, "at least 2")
         require(self.trial_retries >= 0, "trial_retries", self.trial_retries, "at least 0")
-        for name in ("max_minutes", "trial_minutes", "max_radius"):
+        for name in ("max_minutes", "trial_minutes", "checkpoint_minutes", "max_radius"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "greater than 0")
         require(0 <= self.search_seed < 2**31, "search_seed", self.search_seed, "from 0 to 2^31 - 1")

@@ -72,7 +72,7 @@ class Fit(threading.Thread):
                 name=TUNE_FOLDER,
                 storage_path=str(plan.folder),
                 verbose=0,
-                stop=Ending(deadline, book),
+                stop=Ending(deadline, book, setup.library),
                 failure_config=FailureConfig(max_failures=plan.options.trial_retries),
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             ),

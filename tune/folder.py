@@ -21,7 +21,7 @@ from cluster.run.report import METRICS_FILE
 from cluster.settings.config import CONFIG_FILE, SECTIONS, TrainConfig, flat_fields, load_flat, save_yaml
 from cluster.settings.deepspeed_config import overlay_of
 from cluster.settings.sections import plain_name
-from tune.config import MAY_CHANGE, SearchConfig
+from tune.config import MAY_CHANGE, OF_TRIALS, SearchConfig
 from tune.space import Space, check_values, load_space, read_space
 from tune.study import VARIABLE, is_own_file, shown_url, storage_url
 
@@ -71,9 +71,8 @@ def new_search(settings: Mapping[str, Any], given: Mapping[str, Any], now: datet
 
     if settings.get("init_from") is not None:
         raise UserError(f"init_from must be none in a search, whose trials begin anew, got {settings['init_from']!r}")
-    own = dict(given) | ({"epochs": settings["epochs"]} if "epochs" in settings else {})
     try:
-        options = SearchConfig.from_flat(own)
+        options = SearchConfig.from_flat(_with_those_of_trials(settings, given))
         config = TrainConfig.from_flat({**settings, "epochs": options.epochs})
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -83,6 +82,11 @@ def new_search(settings: Mapping[str, Any], given: Mapping[str, Any], now: datet
     config = config.resolved(dataset=found.name, target=found.target_names, now=now)
     space = load_space(options.space, config)
     return _search(config, options, space)
+
+
+def _with_those_of_trials(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The search's own settings, with those that stood among a training run's, as in a file."""
+    return dict(given) | {name: settings[name] for name in OF_TRIALS if name in settings}
 
 
 def _search(config: TrainConfig, options: SearchConfig, space: Space) -> Search:
@@ -113,6 +117,7 @@ def saved_search(settings: Mapping[str, Any], given: Mapping[str, Any]) -> Searc
         raise UserError(f"run_name {settings['run_name']!r} cannot be resumed: {folder} holds no {SEARCH_FILE}")
     flat, saved = load_flat(folder / CONFIG_FILE), read_yaml(folder / SEARCH_FILE)
     rules, place = saved.pop(RULES), saved.pop("storage")
+    given = _with_those_of_trials(settings, given)
     _check_same(_own_names(settings, flat), flat, RUN_MAY_CHANGE)
     _check_same(given, saved, MAY_CHANGE)
     keep = {"storage_path": str(_root_of(settings)), "run_name": str(settings["run_name"])}

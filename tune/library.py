@@ -145,6 +145,21 @@ class Tables:
         return self.requests, self.found
 
 
-@ray.remote(num_cpus=0, max_concurrency=16)
+@ray.remote(num_cpus=0, max_concurrency=16, concurrency_groups={"end": 1})
 class Library(Tables):
-    """The library as an actor beside the driver, which sees the data folder."""
+    """The library as an actor beside the driver, which sees the data folder.
+
+    All trials know it, so it passes on to them that the search ends; at once, however many wait for their data.
+    """
+
+    _ending = False
+
+    @ray.method(concurrency_group="end")
+    def end(self) -> None:
+        """Wish that trials write a checkpoint and end."""
+        self._ending = True
+
+    @ray.method(concurrency_group="end")
+    def ending(self) -> bool:
+        """Whether ``end`` was called."""
+        return self._ending

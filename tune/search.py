@@ -34,11 +34,11 @@ from tune.progress import SearchProgress
 from tune.report import write_best, write_report, write_trials
 from tune.space import SEARCHABLE
 from tune.study import Purpose, is_own_file, open_storage, open_study, reason_of, refuse_known, shown_url
-from tune.worker import TrialSetup
+from tune.worker import PARTIAL, TrialSetup
 
 POLL_SECONDS = 0.25
 STOP_SECONDS = 8.0
-"""Before the end Ray Tune gets this long to stop trials, which may be in a long epoch; then they are killed."""
+"""Before the end trials get this long to write checkpoints and stop; what is in a longer step is killed then."""
 
 OUTER_CPUS = 0.0001
 """What a trial takes beside its workers, where they are processes of their own: enough to keep it off nodes that take
@@ -126,7 +126,8 @@ def _hint(plan: Search) -> str:
 def _drop_checkpoints(plan: Search, ended: Sequence[TrialRecord]) -> None:
     """Nobody goes on with a trial that has ended."""
     for trial in ended:
-        for path in (plan.folder / TRIALS_FOLDER / f"{trial.number:04d}").glob("*checkpoint*"):
+        folder = plan.folder / TRIALS_FOLDER / f"{trial.number:04d}"
+        for path in (*folder.glob("*checkpoint*"), *folder.glob(f"{PARTIAL}*")):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -179,6 +180,7 @@ def _run(plan: Search, data: SearchData, study: Study, stack: ExitStack) -> int 
         progress.ended(trial, trials)
 
     base = plan.config.to_flat() | {"swa_epochs": 0, "resume": False, "auto_resume": False}
+    base["checkpoint_minutes"] = plan.options.checkpoint_minutes
     alone = is_own_file(plan.url, plan.folder)
     book = Book(study, plan.space, base, plan.name, plan.options.num_trials, refuse, ended, alone=alone)
     if book.over:
@@ -204,7 +206,7 @@ def _run(plan: Search, data: SearchData, study: Study, stack: ExitStack) -> int 
 
 
 def _watch(fit: Fit, plan: Search, book: Book, interrupts: Interrupts, progress: SearchProgress) -> None:
-    """Wait for the end; on a signal, or where the book was closed, a little for Ray Tune to stop the trials."""
+    """Wait for the end; on a signal, or where the book was closed, a little for trials to write checkpoints."""
     fit.start()
     stop_by = None
     try:

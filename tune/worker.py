@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,12 @@ from tune.library import TrialData
 CLOSE_SECONDS = 20.0
 """Workers of a trial that is stopped get this long to end by themselves."""
 
+PARTIAL = ".partial-"
+"""How the name of a checkpoint begins that is being written; what a killed process leaves of one is of no use."""
+
+WISH_SECONDS = 2.0
+"""For the library's answer, which takes a millisecond or two."""
+
 Row = Mapping[str, Any]
 
 
@@ -66,10 +73,10 @@ class TrialSetup:
 
 
 class TrialHost:
-    """What the worker of a one-worker trial lives in (cluster/worker/host.py): a folder and a deadline."""
+    """What the worker of a one-worker trial lives in (cluster/worker/host.py): a folder, and an end to come."""
 
-    def __init__(self, folder: Path, deadline: float) -> None:
-        self._folder, self._deadline = folder, deadline
+    def __init__(self, folder: Path, stopping: Callable[[], bool]) -> None:
+        self._folder, self._stopping = folder, stopping
 
     def checkpoints(self) -> Sequence[ray.train.Checkpoint]:
         """The one that is kept, if any."""
@@ -80,7 +87,7 @@ class TrialHost:
 
     def store(self, folder: Path, name: str) -> ray.train.Checkpoint:
         """Copy into the trial's folder; it appears there when it is whole."""
-        partial = Path(tempfile.mkdtemp(dir=self._folder, prefix=".partial-"))
+        partial = Path(tempfile.mkdtemp(dir=self._folder, prefix=PARTIAL))
         shutil.copytree(folder, partial, dirs_exist_ok=True)
         partial.rename(self._folder / name)
         return ray.train.Checkpoint.from_directory(str(self._folder / name))
@@ -99,8 +106,8 @@ class TrialHost:
         """Nothing was sent."""
 
     def stopping(self) -> bool:
-        """Whether the trial's time is up."""
-        return time.monotonic() > self._deadline
+        """Whether the trial's time is up, or the search ends."""
+        return self._stopping()
 
 
 class OneWorker:
@@ -112,9 +119,10 @@ class OneWorker:
         data: TrialData,
         folder: Path,
         threads: int,
-        deadline: float,
+        stopping: Callable[[], bool],
         overlay: Mapping[str, Any] | None = None,
     ) -> None:
+        """``stopping``: whether to write a checkpoint and end; asked about once a second."""
         device = torch.device("cuda" if config.scale.device != "cpu" and torch.cuda.is_available() else "cpu")
         _join_alone(device)
         prepare_process(config, threads, device)
@@ -127,13 +135,21 @@ class OneWorker:
             monitor=None,
             overlay=overlay,
         )
-        worker = Worker(config, job, Place(rank=0, world_size=1, device=device), TrialHost(folder, deadline))
+        self._leaving = False
+        host = TrialHost(folder, lambda: self._leaving or stopping())
+        worker = Worker(config, job, Place(rank=0, world_size=1, device=device), host)
         self.history: list[Row] = list(worker.rows)
         """Rows of the epochs before the checkpoint it was resumed from."""
         self._worker, self._epochs = worker, worker.epochs()
 
     def __next__(self) -> Row:
         return next(self._epochs)
+
+    def leave(self) -> None:
+        """Write a checkpoint, at the next step at which a worker looks whether to stop: within about a second."""
+        self._leaving = True
+        for _ in self._epochs:
+            pass
 
     def close(self) -> None:
         """Let go of the model and its memory."""
@@ -170,6 +186,33 @@ class TimeLimit:
         return now >= self._end
 
 
+class Wish:
+    """Whether the search ends: the library knows."""
+
+    def __init__(self, library: Any) -> None:  # noqa: ANN401 - a Ray actor handle
+        self._library = library
+        self._asked: Any = None
+
+    def heard(self) -> bool:
+        """Whether it does, by the answer to the last question: no step waits for a new one."""
+        if self._asked is None:
+            self._asked = self._library.ending.remote()
+        if not ray.wait([self._asked], timeout=0)[0]:
+            return False
+        answer, self._asked = self._asked, None
+        return self._answered(answer)
+
+    def now(self) -> bool:
+        """Whether it does, as of now."""
+        return self._answered(self._library.ending.remote())
+
+    def _answered(self, answer: Any) -> bool:  # noqa: ANN401 - Ray's reference
+        try:
+            return bool(ray.get(answer, timeout=WISH_SECONDS))
+        except RayError:  # the library is gone; the next trial, which needs it, will say so
+            return False
+
+
 class ManyWorkers:
     """A Ray Train run of several workers, followed from this process."""
 
@@ -179,7 +222,7 @@ class ManyWorkers:
 
         self._rows: queue.Queue[Row | Exception | None] = queue.Queue()
         self._closing = threading.Event()
-        self._limit = TimeLimit(shared.seconds)
+        self._limit, self._wish = TimeLimit(shared.seconds), Wish(shared.library)
         config = replace(config, run=replace(config.run, resume=(folder / METRICS_FILE).is_file()))
         self.history: list[Row] = list(read_metrics(folder))
 
@@ -209,7 +252,7 @@ class ManyWorkers:
             self._rows.put(row)
         # Asked for the first time when workers begin: until then they waited for their place, and started.
         up = self._limit.up()
-        return not (up or self._closing.is_set())
+        return not (up or self._closing.is_set() or self._wish.heard())
 
     def __next__(self) -> Row:
         row = self._rows.get()
@@ -218,6 +261,9 @@ class ManyWorkers:
         if isinstance(row, Exception):
             raise row
         return row
+
+    def leave(self) -> None:
+        """Nothing: workers that are stopped write a checkpoint."""
 
     def close(self) -> None:
         """Have the workers stop, and wait for them a little."""
@@ -252,6 +298,7 @@ class Trial(ray_tune.Trainable):
         self._folder = Path(base["storage_path"]) / self._settings["run_name"]
         self._errors: list[float] = []
         self._scores: list[float] = []
+        self._over = False
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Go on with another trial in this process."""
@@ -306,8 +353,12 @@ class Trial(ray_tune.Trainable):
         if config.scale.num_workers.most > 1:
             return ManyWorkers(config, data, self._folder, shared)
         (self._folder / METRICS_FILE).unlink(missing_ok=True)
-        deadline = time.monotonic() + shared.seconds
-        return OneWorker(config, data, self._folder, shared.threads, deadline, shared.overlay)
+        deadline, wish = time.monotonic() + shared.seconds, Wish(shared.library)
+
+        def stopping() -> bool:
+            return time.monotonic() > deadline or wish.heard()
+
+        return OneWorker(config, data, self._folder, shared.threads, stopping, shared.overlay)
 
     def _take(self, row: Row) -> None:
         # Workers that were started again repeat the epochs since their last checkpoint.
@@ -318,6 +369,7 @@ class Trial(ray_tune.Trainable):
                 file.write(json.dumps(json_ready(row)) + "\n")
 
     def _result(self, *, ended: str, reason: str = "") -> dict[str, Any]:
+        self._over = bool(ended)
         return {
             "number": self._number,
             "errors": list(self._errors),
@@ -325,7 +377,7 @@ class Trial(ray_tune.Trainable):
             "ended": ended,
             "reason": reason,
             "process": f"{socket.gethostname()} {os.getpid()}",
-            "done": bool(ended),
+            "done": self._over,
         }
 
     def _close(self) -> None:
@@ -334,5 +386,8 @@ class Trial(ray_tune.Trainable):
             self._rows = None
 
     def cleanup(self) -> None:
-        """The process ends."""
+        """The process ends. Where the search does, a trial that is to be gone on with writes a checkpoint before."""
+        if self._rows is not None and not self._over and Wish(self._shared.library).now():
+            with suppress(Exception):  # what is not written is done again
+                self._rows.leave()
         self._close()

@@ -14,6 +14,7 @@ import pytest
 from cluster.cli import main
 from cluster.driver.waiting import actors_of
 from cluster.errors import RunFailed
+from cluster.worker.checkpoint import read_checkpoint
 from tests.tune.searches import saved, trials_of
 from tune.search import search
 
@@ -116,29 +117,37 @@ def begin(folder, address):
         process.wait(30)
 
 
-def under_way(folder, name):
-    """The number of a process that has done an epoch of a trial that is not ended."""
+def under_way(folder, name, count):
+    """So many trials that have done an epoch, and the numbers of their processes."""
     while True:
-        if (folder / name / "search.yaml").is_file():
-            for trial in trials_of(saved(folder, name)):
-                if trial.process and not trial.ended:
-                    return int(trial.process.split()[1])
+        trials = trials_of(saved(folder, name)) if (folder / name / "search.yaml").is_file() else []
+        found = [
+            (trial.number, int(trial.process.split()[1])) for trial in trials if trial.process and not trial.ended
+        ]
+        if len(found) == count:
+            return found
         time.sleep(0.1)
 
 
-def test_a_search_ends_in_order_while_a_trial_is_in_an_epoch_without_end(words, folder, begin):
-    process = begin(words("endless", epochs=300, concurrent=1, max_radius=12, grace_epochs=100))
-    trial = under_way(folder, "endless")
-    os.kill(trial, signal.SIGSTOP)
+def test_a_search_ends_in_order_with_checkpoints_but_of_a_trial_in_a_step_without_end(words, folder, begin):
+    process = begin(words("endless", epochs=3000, grace_epochs=1000, checkpoint_every=1000, max_radius=12))
+    (endless, held), (other, free) = under_way(folder, "endless", 2)
+    os.kill(held, signal.SIGSTOP)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     text = (folder / "log.txt").read_text()
-    assert text.rstrip().endswith("stopped after 0 of 20 trials; go on with --run_name endless --resume")
+    assert re.search(r"stopped after \d of 20 trials; go on with --run_name endless --resume$", text.rstrip())
     assert "WARNING" not in text and "Traceback" not in text  # such as of a second Ray, which Ray Tune would begin
     assert not (folder / "endless" / ".ray").exists() and (folder / "endless" / "report.html").exists()
-    with pytest.raises(ProcessLookupError):
-        os.kill(trial, 0)
-    assert trials_of(saved(folder, "endless"))[0].state == "unfinished"
+    for process_id in (held, free):
+        with pytest.raises(ProcessLookupError):
+            os.kill(process_id, 0)
+    trials = trials_of(saved(folder, "endless"))
+    assert {trials[endless].state, trials[other].state} == {"unfinished"}
+    stored = folder / "endless" / "trials"
+    assert not list((stored / f"{endless:04d}").glob("checkpoint-*"))
+    (checkpoint,) = (stored / f"{other:04d}").glob("checkpoint-*")
+    assert len(read_checkpoint(checkpoint).rows) >= trials[other].epochs
 
 
 def test_a_search_survives_signals_kills_and_the_end_of_its_time(words, folder, begin):

@@ -4,6 +4,7 @@ from datetime import datetime
 
 import pytest
 
+from cluster.settings.sections import ScaleConfig
 from tune.folder import begin, new_search, saved_search
 
 
@@ -18,3 +19,17 @@ def test_a_search_is_found_again_where_it_was_begun(tmp_path, monkeypatch, name)
         assert again.folder == made.folder == tmp_path / place / name
         assert (again.url, again.name, again.study_name) == (made.url, made.name, made.study_name)
         assert again.root == made.root == tmp_path / place  # what a trial's run_name is put behind
+
+
+def test_a_trial_has_checkpoints_of_its_own_measure_and_the_training_that_follows_has_not(tmp_path):
+    def made(name, **settings):
+        where = {"storage_path": str(tmp_path), "run_name": name, "target": ["shear"]}
+        found = new_search({**where, **settings}, {}, datetime(2026, 1, 2))
+        begin(found)
+        return found.options.checkpoint_minutes, found.config.scale.checkpoint_minutes
+
+    assert made("default") == (1.0, ScaleConfig().checkpoint_minutes)
+    assert made("given", checkpoint_minutes=20.0) == (20.0, 20.0)
+    where = {"storage_path": str(tmp_path), "run_name": "default", "resume": True}
+    assert saved_search(where, {"checkpoint_minutes": 0.5}).options.checkpoint_minutes == 0.5
+    assert saved_search(where | {"checkpoint_minutes": 3.0}, {}).options.checkpoint_minutes == 3.0  # from a file
