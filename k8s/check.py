@@ -20,6 +20,7 @@ from typing import Any
 
 import kubernetes_validate
 import yaml
+from ray._private import ray_constants as constants
 
 Document = dict[str, Any]
 Finding = str
@@ -210,6 +211,7 @@ def _ray(document: Document) -> Iterator[Finding]:
         environment = {e["name"]: e.get("value") for e in template["spec"]["containers"][0].get("env") or []}
         if place != "submitter" and environment.get("RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE") != "1":
             yield f"{place}: RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE is not 1: in a pod Ray tells of an empty disk then"
+    yield from _object_stores(cluster)
     images = {c["image"] for _, template in _templates(document) for c in template["spec"]["containers"]}
     if len(images) != 1:
         yield f"its pods run different images: {', '.join(sorted(images))}"
@@ -225,6 +227,39 @@ def _lost_node(template: Document) -> Iterator[Finding]:
     for key in LOST:
         if given.get(key, {}).get("tolerationSeconds", 300) > 60:
             yield f"no toleration of {key} that ends within 60 s"
+
+
+def _object_stores(cluster: Document) -> Iterator[Finding]:
+    """Ray's object store has to fit in /dev/shm: else Ray puts it on the disk of /tmp, and says so in a log alone."""
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        place, pod = group.get("groupName", "head"), group["template"]["spec"]
+        container = pod["containers"][0]
+        names = [m["name"] for m in container.get("volumeMounts") or [] if m["mountPath"] == "/dev/shm"]
+        volumes = [volume.get("emptyDir") or {} for volume in pod.get("volumes") or [] if volume["name"] in names]
+        if not volumes or volumes[0].get("medium") != "Memory" or "sizeLimit" not in volumes[0]:
+            yield f"{place}: /dev/shm is no volume in memory with a sizeLimit"
+            continue
+        memory = _bytes((container.get("resources") or {}).get("limits", {}).get("memory", "0"))
+        shm, given = _bytes(volumes[0]["sizeLimit"]), group["rayStartParams"].get("object-store-memory")
+        store = object_store(memory, shm) if given is None else int(given)
+        if store > shm:
+            yield f"{place}: an object store of {store} bytes does not fit in /dev/shm, which has {shm}"
+        if shm >= memory:
+            yield f"{place}: /dev/shm, which counts as the pod's memory, may take all of it"
+
+
+def object_store(memory: int, shm: int) -> int:
+    """The bytes that ``ray start`` gives its object store where it is told none: at most, of an idle machine."""
+    cap = min(
+        constants.DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES, max(constants.REQUIRE_SHM_SIZE_THRESHOLD, shm * 95 // 100)
+    )
+    return min(int(memory * constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION), cap)
+
+
+def _bytes(quantity: str) -> int:
+    """A Kubernetes quantity of memory."""
+    number, unit = re.fullmatch(r"(\d+)(\w*)", str(quantity)).groups()  # type: ignore[union-attr]
+    return int(number) * {"": 1, "M": 10**6, "G": 10**9, "Mi": 2**20, "Gi": 2**30}[unit]
 
 
 def _job(document: Document) -> Iterator[Finding]:

@@ -126,6 +126,28 @@ def no_disk(objects):
     del pod(objects, instance="tune")["containers"][0]["env"][-1]
 
 
+def small_shm(objects):
+    for volume in pod(objects)["volumes"]:
+        if volume["name"] == "shm":
+            volume["emptyDir"]["sizeLimit"] = "8Gi"
+
+
+def large_store(objects):
+    group = check.ray_cluster(find(objects, "RayCluster", instance="cluster"))["workerGroupSpecs"][0]
+    group["rayStartParams"]["object-store-memory"] = str(13 * 2**30)
+
+
+def no_shm(objects):
+    mounts = pod(objects, "headGroupSpec", instance="tune")["containers"][0]["volumeMounts"]
+    mounts[:] = [mount for mount in mounts if mount["name"] != "shm"]
+
+
+def all_shm(objects):
+    for volume in pod(objects)["volumes"]:
+        if volume["name"] == "shm":
+            volume["emptyDir"]["sizeLimit"] = "48Gi"
+
+
 def capital(objects):
     find(objects, "RayJob", instance="train")["metadata"]["name"] = "Shear-1"
 
@@ -165,6 +187,10 @@ OWN_RULES = {
     patient_worker: "workers: no toleration of node.kubernetes.io/not-ready",
     patient_submitter: "submitter has no livenessProbe",
     no_disk: "workers: RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE",
+    small_shm: "workers: an object store of 10000000000 bytes does not fit in /dev/shm, which has 8589934592",
+    large_store: "workers: an object store of 13958643712 bytes does not fit",
+    no_shm: "head: /dev/shm is no volume in memory",
+    all_shm: "workers: /dev/shm, which counts as the pod's memory",
     capital: "'Shear-1' cannot be the name of a run",
     underscore: "'shear_search' cannot be the name of a run",
     digit_first: "'2nd-search' cannot be the name of a run",
@@ -189,6 +215,16 @@ def test_so_is_what_no_schema_forbids(mutate):
     mutate(objects)
     findings = check.check([item for item in objects if item["kind"] in ("RayJob", "RayCluster")])
     assert any(OWN_RULES[mutate] in finding for finding in findings), findings
+
+
+@pytest.mark.parametrize(
+    ("memory", "shm"), [(4, 1), (4, 2), (16, 12), (32, 8), (32, 12), (48, 12), (48, 64), (2048, 1024)]
+)
+def test_the_object_store_is_as_large_as_ray_makes_it(memory, shm, monkeypatch):
+    from ray._private import utils
+
+    monkeypatch.setattr(utils, "get_shared_memory_bytes", lambda: shm * 2**30)
+    assert check.object_store(memory * 2**30, shm * 2**30) == utils.resolve_object_store_memory(memory * 2**30)
 
 
 def test_an_image_may_be_pinned_by_its_digest_instead():
