@@ -142,7 +142,8 @@ def _shared(config: TrainConfig, tables: Mapping[str, AnyTables]) -> dict[str, S
 def _trainer(config: TrainConfig, store: RunStore, job: Job, reserved: WorkerResources) -> TorchTrainer:
     workers, backend = config.scale.num_workers, "nccl" if reserved.gpu else "gloo"
     return _Trainer(
-        _work,
+        job.monitor,
+        train_loop_per_worker=_work,
         # By reference: Ray Train's controller would load all that a job is made of.
         train_loop_config={"job": ray.put(job), "backend": backend},
         torch_config=Joined(backend=backend),
@@ -172,8 +173,12 @@ class _Trainer(TorchTrainer):
         callbacks: list[Any] = super()._create_default_callbacks()
         return [callback for callback in callbacks if type(callback).__name__ not in unused]
 
+    def __init__(self, monitor: Any, **given: Any) -> None:  # noqa: ANN401 - Ray's
+        self._monitor = monitor
+        super().__init__(**given)
+
     def _initialize_and_run_controller(self, **given: Any) -> Any:  # noqa: ANN401 - Ray's
-        policy = policy_of(given["scaling_policy"], own_session=own_session())
+        policy = policy_of(given["scaling_policy"], self._monitor, own_session=own_session())
         return super()._initialize_and_run_controller(**given | {"scaling_policy": policy})
 
 

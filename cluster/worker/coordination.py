@@ -82,7 +82,8 @@ class Coordinator:
             return Order.STOP
         if self._written():
             return Order.REGISTER
-        return Order.CHECKPOINT if self._clock() - self._saved_at > self._seconds else Order.GO_ON
+        due = self._clock() - self._saved_at > self._seconds
+        return Order.CHECKPOINT if self._host.saving() or due else Order.GO_ON
 
 
 class Leaving:

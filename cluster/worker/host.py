@@ -49,6 +49,9 @@ class Host(Protocol):
     def stopping(self) -> bool:
         """Whether the worker should write a checkpoint and end; asked about once a second."""
 
+    def saving(self) -> bool:
+        """Whether a checkpoint was wished for since this was asked last."""
+
 
 class RayTrainHost:
     """A worker of Ray Train; messages go through the run's Monitor."""
@@ -56,6 +59,9 @@ class RayTrainHost:
     def __init__(self, monitor: Any) -> None:  # noqa: ANN401 - a Ray actor handle
         self._monitor = monitor
         self._asked: Any = None
+        self._stopping = False
+        self._saves: int | None = None
+        self._saved: int | None = None
         self._sent: Any = None
         self._storage = ray.train.get_context().get_storage()
 
@@ -113,15 +119,23 @@ class RayTrainHost:
             ray.get(self._sent)
 
     def stopping(self) -> bool:
-        """The driver's wish as of a moment ago: the answer to the last question, without waiting for a new one."""
+        """The driver's wish as of a moment ago."""
+        self._hear()
+        return self._stopping
+
+    def saving(self) -> bool:
+        """The same; what was wished for before this worker began is done with."""
+        self._hear()
+        before, self._saved = self._saved, self._saves
+        return before is not None and before != self._saves
+
+    def _hear(self) -> None:
+        """The answer to the last question, without waiting for a new one."""
         if self._asked is None:
-            self._asked = self._monitor.stopping.remote()
-        ready, _ = ray.wait([self._asked], timeout=0)
-        if not ready:
-            return False
-        wanted = bool(ray.get(self._asked))
-        self._asked = None
-        return wanted
+            self._asked = self._monitor.wishes.remote()
+        if ray.wait([self._asked], timeout=0)[0]:
+            self._stopping, self._saves = ray.get(self._asked)
+            self._asked = None
 
 
 def _holds(files: Any, path: str, config: Mapping[str, Any]) -> bool:  # noqa: ANN401 - pyarrow's file system

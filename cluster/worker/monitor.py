@@ -1,4 +1,4 @@
-"""The actor between a run's workers and its driver: rows and notes one way, the wish to stop the other."""
+"""The actor between a run's workers and its driver: rows and notes one way, what is wished of them the other."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Monitor:
     def __init__(self) -> None:
         self._messages: list[Message] = []
         self._stopping = False
+        self._saves = 0
         self._failed = False
 
     def send(self, message: Message) -> None:
@@ -45,6 +46,10 @@ class Monitor:
         """Wish that the workers write a checkpoint and end."""
         self._stopping = True
 
-    def stopping(self) -> bool:
-        """Whether ``stop`` was called."""
-        return self._stopping
+    def save(self) -> None:
+        """Wish that the workers write a checkpoint soon."""
+        self._saves += 1
+
+    def wishes(self) -> tuple[bool, int]:
+        """Whether ``stop`` was called, and how often ``save`` was."""
+        return self._stopping, self._saves

@@ -16,6 +16,9 @@ class Quiet:
     def stopping(self) -> bool:
         return False
 
+    def saving(self) -> bool:
+        return False
+
 
 def orders(place, folder: str, steps: int, leaves_at: dict[int, int]) -> list[tuple[str, bool]]:
     """What a worker is told, step by step, and whether its file is there; a checkpoint is written two steps later."""
@@ -74,6 +77,9 @@ class Wishing:
     def stopping(self) -> bool:
         self._asked += 1
         return self._asked > 1
+
+    def saving(self) -> bool:
+        return False
 
 
 @pytest.mark.parametrize("first", [1, 50_001])
