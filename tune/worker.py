@@ -109,6 +109,10 @@ class TrialHost:
         """Whether the trial's time is up, or the search ends."""
         return self._stopping()
 
+    def saving(self) -> bool:
+        """Nobody wishes for a checkpoint of a trial that goes on."""
+        return False
+
 
 class OneWorker:
     """A run in this process."""
