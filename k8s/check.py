@@ -208,6 +208,8 @@ def _ray(document: Document) -> Iterator[Finding]:
         yield "the autoscaler has no securityContext"
     for place, template in _templates(document):
         yield from (f"{place}: {text}" for text in _lost_node(template))
+        if place != "submitter":
+            yield from (f"{place}: {text}" for text in _ray_pod(template))
         environment = {e["name"]: e.get("value") for e in template["spec"]["containers"][0].get("env") or []}
         if place != "submitter" and environment.get("RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE") != "1":
             yield f"{place}: RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE is not 1: in a pod Ray tells of an empty disk then"
@@ -219,6 +221,17 @@ def _ray(document: Document) -> Iterator[Finding]:
     yield from (f"image {image!r} is not of Ray {ray}" for image in tagged if f"-ray{ray}-" not in image)
     if document["kind"] == "RayJob":
         yield from _job(document)
+
+
+def _ray_pod(template: Document) -> Iterator[Finding]:
+    if "app.kubernetes.io/name" in (template["metadata"].get("labels") or {}):
+        yield "the label app.kubernetes.io/name is KubeRay's: a RayJob's head Service finds no pod that has another"
+    container = template["spec"]["containers"][0]
+    home = {e["name"]: e.get("value") for e in container.get("env") or []}.get("CRYSTALFORMER_HOME")
+    mounts = {mount["name"]: mount["mountPath"] for mount in container.get("volumeMounts") or []}
+    for name in ("data", "runs"):  # the commands' own defaults
+        if f"{home}/{name}" != mounts.get(name):
+            yield f"CRYSTALFORMER_HOME is {home}: the default folder {name!r} would not lie in the claim"
 
 
 def _lost_node(template: Document) -> Iterator[Finding]:

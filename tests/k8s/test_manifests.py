@@ -148,6 +148,22 @@ def all_shm(objects):
             volume["emptyDir"]["sizeLimit"] = "48Gi"
 
 
+def head_service_without_a_pod(objects):
+    job = find(objects, "RayJob", instance="train")["spec"]["rayClusterSpec"]
+    job["headGroupSpec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"] = "crystalformer"
+
+
+def no_home(objects):
+    environment = pod(objects)["containers"][0]["env"]
+    environment[:] = [entry for entry in environment if entry["name"] != "CRYSTALFORMER_HOME"]
+
+
+def claim_elsewhere(objects):
+    for mount in pod(objects, "headGroupSpec", "RayCluster", "cluster")["containers"][0]["volumeMounts"]:
+        if mount["name"] == "runs":
+            mount["mountPath"] = "/runs"
+
+
 def capital(objects):
     find(objects, "RayJob", instance="train")["metadata"]["name"] = "Shear-1"
 
@@ -191,6 +207,9 @@ OWN_RULES = {
     large_store: "workers: an object store of 13958643712 bytes does not fit",
     no_shm: "head: /dev/shm is no volume in memory",
     all_shm: "workers: /dev/shm, which counts as the pod's memory",
+    head_service_without_a_pod: "head: the label app.kubernetes.io/name is KubeRay's",
+    no_home: "workers: CRYSTALFORMER_HOME is None",
+    claim_elsewhere: "head: CRYSTALFORMER_HOME is /mnt: the default folder 'runs'",
     capital: "'Shear-1' cannot be the name of a run",
     underscore: "'shear_search' cannot be the name of a run",
     digit_first: "'2nd-search' cannot be the name of a run",
