@@ -37,9 +37,16 @@ _ENVIRONMENT = {
 }
 
 _LOUD = tuple(
-    f"ray.tune.{name}" for name in ("analysis.experiment_analysis", "execution.tune_controller", "tune", "utils.util")
+    f"ray.tune.{name}"
+    for name in (
+        "analysis.experiment_analysis",
+        "execution.experiment_state",
+        "execution.tune_controller",
+        "tune",
+        "utils.util",
+    )
 )
-"""Loggers of Ray Tune: they miss the files of loggers turned off, repeat recorded failures, tell of slow steps."""
+"""Loggers of Ray Tune: they miss the files of loggers turned off, repeat failures we tell of, tell of slow steps."""
 
 
 class Fit(threading.Thread):

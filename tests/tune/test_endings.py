@@ -48,7 +48,7 @@ def test_a_process_that_dies_is_replaced_once_and_then_costs_its_trial_only(plan
 
 
 def test_a_search_whose_data_are_gone_ends_and_its_trials_do_not_fail(plan, folder):
-    made = plan("bereft", {"num_trials": 6, "epochs": 1, "concurrent": 1, "max_radius": 12.0})
+    made = plan("bereft", {"num_trials": 500, "epochs": 1, "concurrent": 1, "max_radius": 12.0})
 
     def kill():
         while not (made.folder / "trials.csv").exists():  # the first trial has ended
