@@ -55,7 +55,12 @@ def test_the_alerts_come_when_they_have_to(tmp_path):
 def test_promtool_sees_a_wrong_alert(tmp_path):
     """The unit tests bite: without its ``for`` or with another threshold an alert fails them."""
     shutil.copy(UNIT_TESTS, tmp_path)
-    for old, new in (("> 90", "> 80"), ("offset 15m", "offset 1m"), ("offset 1h", "offset 3h")):
+    for old, new in (
+        ("> 90", "> 80"),
+        ("offset 15m", "offset 1m"),
+        ("offset 1h", "offset 3h"),
+        ('namespace="crystalformer"', 'namespace=~".+"'),
+    ):
         changed = yaml.safe_dump(RULES, width=1000).replace(old, new)
         assert new in changed
         (tmp_path / "rules.yaml").write_text(changed)
@@ -76,6 +81,17 @@ def test_alerts_and_dashboards_name_metrics_that_we_define():
     used = {name for text in expressions for name in metric_names(text) if name.startswith("ray_crystalformer_")}
     assert used <= ours()
     assert used >= {"ray_crystalformer_step", "ray_crystalformer_train_loss", "ray_crystalformer_validation_mae"}
+
+
+@needs_kubectl
+def test_the_alerts_are_of_the_namespace_that_they_are_applied_to():
+    """Each metric of them: Prometheus sees those of all namespaces."""
+    (rules,) = (item for item in documents("gpu") if item["kind"] == "PrometheusRule")
+    named = f'{{namespace="{rules["metadata"]["namespace"]}"'
+    for rule in (rule for group in rules["spec"]["groups"] for rule in group["rules"]):
+        behind = re.split(r"\b(?:(?:ray|kubelet)_(?!io_)[a-z0-9_]+|up)\b", rule["expr"])[1:]
+        assert behind
+        assert all(text.startswith(named) for text in behind), rule["expr"]
 
 
 def test_the_dashboards_are_whole():
