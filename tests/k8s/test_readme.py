@@ -138,3 +138,27 @@ def test_so_are_those_of_a_laptop():
     assert f"That trains and asks for {total(train)}." in told
     more = total((busy[0] - idle[0], busy[1] - idle[1]))
     assert f"all three begin, which ask for {total(train, tune, idle)}, and {more} more when" in told
+
+
+@needs_kubectl
+def test_the_tries_and_how_long_they_wait_are_those_of_the_jobs():
+    told = " ".join(README.split())
+    train, tune = (find(documents("gpu"), "RayJob", instance=name)["spec"] for name in ("train", "tune"))
+    tries, hours = train["backoffLimit"] + 1, train["preRunningDeadlineSeconds"] // 3600
+    assert tune["backoffLimit"] + 1 == tries
+    assert tune["preRunningDeadlineSeconds"] == 3600
+    assert f"A RayJob has {tries} tries," in told
+    assert f"A try of train waits {hours} hours for the pods of all workers, one of tune an hour" in told
+    assert f"has failed after {tries * hours} hours" in told
+    assert train["activeDeadlineSeconds"] == tune["activeDeadlineSeconds"] == 3 * 24 * 3600
+    assert train["preRunningDeadlineSeconds"] < train["activeDeadlineSeconds"]
+
+
+def test_it_tells_of_the_address_that_holds_not_everywhere():
+    """With another the autoscaler cannot add workers, and nothing but its own log says so."""
+    text = (REPOSITORY / "k8s/overlays/gpu/settings.yaml").read_text()
+    table = README[README.index("Change before you apply") :].partition("\n\n`")[0]
+    assert "`api-server`" in table
+    assert f"The {yaml.safe_load(text)['data']['api-server']}" in README
+    (command,) = re.findall(r"api-server: .*# (kubectl .*)", text)
+    assert f"`api-server` is what `{command}` shows" in README

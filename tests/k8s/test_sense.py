@@ -81,11 +81,12 @@ def test_only_the_operator_and_the_submitter_reach_the_dashboard(overlay):
     operator, submitter = rule["from"]
     assert operator["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kuberay-system"}
     assert submitter == {"podSelector": {"matchLabels": {"app.kubernetes.io/component": "submitter"}}}
-    same = {
-        name: find_named(objects, "NetworkPolicy", f"ray-{name}")["spec"] for name in ("train", "tune", "cluster")
-    }
-    for name, spec in same.items():
-        assert spec["podSelector"]["matchLabels"]["app.kubernetes.io/instance"] == name
+    runs = [item["metadata"]["name"] for item in objects if item["kind"] == "RayJob"]
+    own = {f"run-{run}": {"crystalformer/run": run} for run in runs}
+    own["ray-cluster"] = {"app.kubernetes.io/instance": "cluster"}
+    for name, labels in own.items():
+        spec = find_named(objects, "NetworkPolicy", name)["spec"]
+        assert spec["podSelector"] == {"matchLabels": {**labels, "ray.io/is-ray-node": "yes"}}
         assert spec["ingress"] == [{"from": [{"podSelector": spec["podSelector"]}]}]
         assert spec["egress"] == [{"to": [{"podSelector": spec["podSelector"]}]}]
 
