@@ -14,6 +14,7 @@ blocks walk them.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -51,6 +52,9 @@ FEATURE_LIMIT = 2**28
 
 _ATOM_STRIDE = 1e4
 """Å. Added to the distances of one atom after another, it makes the whole list one sorted column."""
+
+_GROWING = threading.Lock()
+"""Held by the thread that makes a block's tables or features."""
 
 PLANS: Handles[BlockPlan] = Handles()
 
@@ -95,7 +99,7 @@ class BlockPlan:
     row_count: Tensor
     column: Tensor
     blocks: tuple[Block, ...]
-    workspace: dict[str, Tensor] = field(default_factory=dict)
+    workspace: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
     def rows_needed(self, radius: Tensor) -> list[int]:
         """Rows of each block so that every atom has all shells within its ``radius`` (N,), plan order, Å."""
@@ -110,6 +114,10 @@ class BlockPlan:
     @lasting
     def tables(self, block: Block, rows: int) -> PairColumns | PairLookup:
         """The block's tables with at least ``rows`` rows."""
+        with _GROWING:
+            return self._grown(block, rows)
+
+    def _grown(self, block: Block, rows: int) -> PairColumns | PairLookup:
         if block.tables is None or block.tables.rows.capacity < rows:
             atoms = slice(block.start, block.start + block.queries)
             padded = self._pad(atoms, min(block.limit, _round_up(rows + rows // HEADROOM)))
@@ -123,6 +131,10 @@ class BlockPlan:
     @lasting
     def features(self, block: Block, radial: RadialBasis, rows: int) -> Tensor:
         """(A, rows, K) radial features of the first rows, kept over layers where they fit."""
+        with _GROWING:
+            return self._kept_features(block, radial, rows)
+
+    def _kept_features(self, block: Block, radial: RadialBasis, rows: int) -> Tensor:
         if block.tables is None:
             raise RuntimeError("the block's tables must be made before its features")
         distance = block.tables.rows.distance
@@ -146,11 +158,15 @@ class BlockPlan:
 
     @lasting
     def buffer(self, name: str, size: int) -> Tensor:
-        """(size,) numbers reused over blocks and layers: memory fresh from the system costs a page fault a page."""
-        known = self.workspace.get(name)
+        """(size,) numbers reused over blocks and layers: memory fresh from the system costs a page fault a page.
+
+        Each thread has its own: several may predict the same batch.
+        """
+        mine = (threading.get_ident(), name)
+        known = self.workspace.get(mine)
         if known is None or len(known) < size:
             known = torch.empty(size, dtype=self.dtype, device=self.order.device)
-            self.workspace[name] = known
+            self.workspace[mine] = known
         return known[:size]
 
 

@@ -1,5 +1,7 @@
 """The torch backend against the oracle: every size of crystal and block, every gradient, both dtypes."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -199,3 +201,16 @@ def test_a_supercell_gives_each_copy_the_same():
     for name in ("y", "dq", "drho"):
         torch.testing.assert_close(copies[name], alone[name].repeat(18, *[1] * (alone[name].dim() - 1)))
     torch.testing.assert_close(copies["dweight"], 18 * alone["dweight"])
+
+
+def test_threads_may_use_one_batch():
+    """Each with Gaussians of its own width, so that tables grow under one another."""
+    crystals = [*golden_crystals(), *(random_crystal(20, seed=seed) for seed in range(8))]
+    batch = batch_of(*crystals)
+    rows = [operands(batch, scale=0.5 + 0.1 * width) for width in range(6)]
+    alone = [attend(batch, given, "torch") for given in rows]
+    batch = batch_of(*crystals)  # with nothing derived yet
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(lambda given: attend(batch, given, "torch"), rows * 3))
+    for found, expected in zip(together, alone * 3, strict=True):
+        assert all(error < FLOAT64_TOLERANCE for error in errors(found, expected).values())
