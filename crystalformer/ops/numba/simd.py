@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
+from numba.core.caching import IndexDataCacheFile
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 from numba.np.arrayobj import make_array
@@ -72,17 +73,24 @@ def compiled(function: Function) -> Function:
     except RuntimeError:  # numba found no place for it: it is compiled again in every process
         kept = njit(nogil=True)(function)
     else:
-        # numba asks whether the function's own file has changed; compiled into it are functions of the other files.
-        kept._cache._cache_file._source_stamp = _sources()
+        # numba asks whether the function's own file has changed, while functions of the other files are compiled into
+        # it, and names what it keeps after the function alone: one version's index, cut off before its code was
+        # written, or a node with another processor and the same home would lead to code that is not meant.
+        cache, stamp = kept._cache, _stamp()
+        cache._cache_file = IndexDataCacheFile(cache._cache_path, f"{cache._impl.filename_base}-{stamp[:16]}", stamp)
     result: Function = kept
     return result
 
 
 @functools.cache
-def _sources() -> str:
-    """What this package's files hold, as one number."""
+def _stamp() -> str:
+    """What this package's files hold and what processor they are compiled for, as one number."""
+    processor = (
+        config.CPU_NAME or binding.get_host_cpu_name(),
+        config.CPU_FEATURES or binding.get_host_cpu_features().flatten(),
+    )
     files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return hashlib.sha256(b"".join([repr(processor).encode(), *(file.read_bytes() for file in files)])).hexdigest()
 
 
 def inlined(function: Function) -> Function:

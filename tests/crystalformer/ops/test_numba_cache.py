@@ -28,9 +28,9 @@ def copy(tmp_path):
     return tmp_path
 
 
-def run(folder):
+def run(folder, **more):
     """How often what was kept was used, and whether lanes.to_lanes transposes."""
-    environment = {**os.environ, "PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "kept")}
+    environment = {**os.environ, "PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "kept"), **more}
     done = subprocess.run(
         [sys.executable, "-c", TRANSPOSED], env=environment, cwd=folder, capture_output=True, text=True, check=True
     )
@@ -45,4 +45,16 @@ def test_a_change_in_a_file_that_a_kernel_uses_compiles_it_again(copy):
     text = simd.read_text()
     assert "for apart in (1, 2, 4)" in text
     simd.write_text(text.replace("for apart in (1, 2, 4)", "for apart in (1, 2)"))
+    old = {path: path.read_bytes() for path in (copy / "kept").rglob("*.nbc")}
     assert run(copy) == (0, False)
+    for path, code in old.items():  # as where a process was killed between the new index and the new code
+        path.write_bytes(code)
+    assert run(copy) == (1, False)
+
+
+def test_processors_that_share_a_home_do_not_share_code(copy):
+    assert run(copy) == (0, True)
+    assert run(copy, NUMBA_CPU_NAME="nehalem") == (0, True)
+    assert run(copy) == run(copy, NUMBA_CPU_NAME="nehalem") == (1, True)
+    names = [path.name for path in (copy / "kept").rglob("*.nbc")]
+    assert len(set(names)) == len(names) > 1
