@@ -229,6 +229,8 @@ def _scales(
 def to_file(location: str, out: Path) -> None:
     """Write the authors' torch file of a model folder, or of a folder that holds model/ and perhaps model-swa/.
 
+    With the settings, as Lightning has them beside the weights, which alone do not tell pooling, widths or domains.
+
     location: a path or a URI such as s3://bucket/runs/NAME.
     """
     with local_folder(location, "CHECKPOINT") as folder:
@@ -239,19 +241,23 @@ def _write_reference(folder: Path, out: Path) -> None:
     single = not (folder / "model").is_dir()
     folders = {"model": folder} if single else {n: folder / n for n in PREFIXES if (folder / n).is_dir()}
     state: dict[str, Tensor] = {}
+    told: dict[str, Any] = {}
     for name, source in folders.items():
         predictor = load_predictor(source, torch.device("cpu"))
         scales = predictor.card.targets
+        told = {**predictor.card.model.to_dict(), "targets": [scale.name for scale in scales]}
         state["target_mean"] = _tensor([scale.bias for scale in scales])
         state["target_std"] = _tensor([scale.scale for scale in scales])
         state |= {PREFIXES[name] + key: value.clone() for key, value in to_reference(predictor.model).items()}
+    if "model-swa" in folders:
+        state["swa_model.n_averaged"] = torch.tensor(1)  # torch's AveragedModel, which holds theirs, asks for it
     if not out.name or out.is_dir():
         raise UserError(f"{out}: must be the name of a file to write")
     partial = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.save({"state_dict": state}, partial)
+            torch.save({"state_dict": state, "hyper_parameters": told}, partial)
             os.replace(partial, out)
         finally:
             partial.unlink(missing_ok=True)

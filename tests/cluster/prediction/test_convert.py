@@ -6,8 +6,8 @@ import torch
 
 from cluster.cli import main
 from cluster.prediction.predict import load_predictor
-from crystalformer import load_model
-from crystalformer.artifact import read_card
+from crystalformer import Crystalformer, ModelConfig, load_model
+from crystalformer.artifact import ModelCard, TargetScale, read_card, save_model
 from tests.cluster.trained import write_model
 from tests.crystalformer import golden
 
@@ -130,6 +130,21 @@ def test_a_single_model_folder_goes_there_and_back(tmp_path):
     assert before.card.model == after.card.model and before.card.targets == after.card.targets
     for name, value in before.model.state_dict().items():
         assert torch.equal(after.model.state_dict()[name], value), name
+
+
+def test_the_way_back_needs_no_options(tmp_path):
+    """Pooling, widths, domains: what the weights do not tell goes with them."""
+    settings = {"pooling": "max", "scale_real": [2.0, 1.0], "domain": "multihead", "positive_func": "abs"}
+    config = ModelConfig(num_layers=2, model_dim=16, head_num=4, ff_dim=16, embedding_dim=(8,), **settings)
+    model = Crystalformer(config)
+    card = ModelCard(model=config, targets=(TargetScale(name="gap", unit="eV", scale=2.0, bias=0.5),))
+    for name in ("model", "model-swa"):
+        save_model(tmp_path / "a" / name, card, model.state_dict())
+    assert main(["convert", str(tmp_path / "a"), str(tmp_path / "theirs.ckpt"), "--to_reference"]) == 0
+    assert main(["convert", str(tmp_path / "theirs.ckpt"), str(tmp_path / "b")]) == 0
+    back = read_card(tmp_path / "b" / "model-swa")
+    assert back.model == config and [target.name for target in back.targets] == ["gap"]
+    assert torch.load(tmp_path / "theirs.ckpt", weights_only=True)["state_dict"]["swa_model.n_averaged"] == 1
 
 
 REFUSED = [
