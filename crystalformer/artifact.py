@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from crystalformer.batch import CrystalBatch
-from crystalformer.config import ModelConfig
+from crystalformer.config import ModelConfig, is_number
 from crystalformer.model import Crystalformer
 
 if TYPE_CHECKING:
@@ -33,6 +33,14 @@ class TargetScale:
     unit: str
     scale: float
     bias: float
+
+    def __post_init__(self) -> None:
+        for what, value in (("name", self.name), ("unit", self.unit)):
+            if not isinstance(value, str):
+                raise ValueError(f"a target's {what} must be a text, got {value!r}")
+        for what, number in (("scale", self.scale), ("bias", self.bias)):
+            if not is_number(number):
+                raise ValueError(f"a target's {what} must be a finite number, got {number!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +70,8 @@ class ModelCard:
     def __post_init__(self) -> None:
         if len(self.targets) != self.model.num_targets:
             raise ValueError(f"targets must be {self.model.num_targets}, got {len(self.targets)}")
+        if not isinstance(self.provenance, Mapping):
+            raise ValueError(f"provenance must be a mapping, got {self.provenance!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -113,7 +123,7 @@ def read_card(folder: Path) -> ModelCard:
         raise FileNotFoundError(f"{folder} is not a model folder: it has no {CONFIG}")
     try:
         return ModelCard.from_dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:  # no JSON, or of another shape
         raise ValueError(f"{path}: {error}") from error
     except KeyError as error:
         raise ValueError(f"{path}: ranges lack {error}") from error
@@ -122,16 +132,22 @@ def read_card(folder: Path) -> ModelCard:
 WORK_AT_ONCE = 2**19
 """Images and pairs of atoms of a batch at most; their radial features are then some 130 MB. See ``batch_work``."""
 
+_WAVES_A_UNIT = 16
+"""Wave vectors, times the atoms and 8 heads, that need the memory of an image: 290 bytes a wave for 10 atoms."""
 
-def batch_work(atoms: int, volume: float, radius: float) -> float:
+
+def batch_work(atoms: int, volume: float, radius: float, wave_radius: float = 0.0) -> float:
     """Images within ``radius`` (Å) that a crystal's atoms have, and pairs of atoms: its share of a batch's memory.
 
     ``volume``: of its cell, Å³. The images follow from the density, so nothing has to be searched; symmetric crystals
-    need fewer rows than that (neighbors.py). ValueError for a cell without volume.
+    need fewer rows than that (neighbors.py). Of reciprocal space the wave vectors within ``wave_radius`` (1/Å) are
+    counted likewise, half a sphere of them: a cell with vacuum has many. ValueError for a cell without volume.
     """
     if not volume > 0:
         raise ValueError(f"a cell must have a volume, got {volume} Å³")
-    return atoms * (atoms + 1 + atoms / volume * 4 / 3 * math.pi * radius**3)
+    waves = volume * wave_radius**3 / (12 * math.pi**2)
+    images = atoms / volume * 4 / 3 * math.pi * radius**3
+    return atoms * (atoms + 1 + images) + (atoms + 8) * waves / _WAVES_A_UNIT
 
 
 def batch_ends(work: Iterable[float], batch_size: int | None = None) -> Iterator[int]:
@@ -185,8 +201,8 @@ class Predictor:
         if hasattr(structures, "lattice"):
             raise ValueError("structures must be several, as in a list; got a single one")
         crystals: Sequence[Structure] = list(structures)
-        radius = self.card.model.neighbor_radius
-        work = (batch_work(len(crystal), crystal.lattice.volume, radius) for crystal in crystals)
+        reach = self.card.model.neighbor_radius, self.card.model.wave_radius
+        work = (batch_work(len(crystal), crystal.lattice.volume, *reach) for crystal in crystals)
         ends = [0, *batch_ends(work, batch_size)]
         parts = [
             self.predict_batch(CrystalBatch.from_structures(crystals[start:end])) for start, end in pairwise(ends)
@@ -198,8 +214,11 @@ def load_model(folder: str | Path, *, device: str = "cpu", backend: str = "auto"
     """The predictor of a model folder. ValueError names the first weight that does not fit its config.json."""
     folder = Path(folder)
     card = read_card(folder)
-    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and replaced
-        model = Crystalformer(card.model, backend=backend)
+    try:
+        with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and replaced
+            model = Crystalformer(card.model, backend=backend)
+    except (RuntimeError, MemoryError) as error:  # sizes that no memory holds
+        raise ValueError(f"{folder / CONFIG}: no such model can be made: {error}") from error
     model.load_state_dict(_read_weights(folder / WEIGHTS, model))
     return Predictor(model.to(device), card)
 
@@ -219,6 +238,8 @@ def _read_weights(path: Path, model: Crystalformer) -> dict[str, Tensor]:
             raise ValueError(f"{path} lacks {name!r}")
         if weights[name].shape != value.shape:
             raise ValueError(f"{path}: {name!r} has the shape {tuple(weights[name].shape)}, not {tuple(value.shape)}")
+        if not bool(torch.isfinite(weights[name]).all()):
+            raise ValueError(f"{path}: {name!r} holds what is no finite number, as of a training that diverged")
     unknown = sorted(set(weights) - set(expected))
     if unknown:
         raise ValueError(f"{path} holds {unknown[0]!r}, which its {CONFIG} lacks")

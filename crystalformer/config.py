@@ -34,7 +34,8 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:  #
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is a finite number, and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -148,17 +149,17 @@ class ModelConfig:
     def _check_ranges(self) -> None:
         for name in ("scale_real", "scale_reci"):
             value = getattr(self, name)
-            good = len(value) > 0 and all(_is_number(v) and v > 0 for v in value)
+            good = len(value) > 0 and all(is_number(v) and v > 0 for v in value)
             require(good, name, value if len(value) != 1 else value[0], "greater than 0 (Å)")
         for name in ("gauss_lb_real", "gauss_lb_reci"):
             value = getattr(self, name)
-            require(_is_number(value) and 0 < value < 1, name, value, "between 0 and 1, both excluded")
+            require(is_number(value) and 0 < value < 1, name, value, "between 0 and 1, both excluded")
         r_max = self.value_pe_dist_max
-        require(_is_number(r_max) and r_max != 0, "value_pe_dist_max", r_max, "a number other than 0")
+        require(is_number(r_max) and r_max != 0, "value_pe_dist_max", r_max, "a number other than 0")
         width = self.value_pe_width_scale
-        require(_is_number(width) and width > 0, "value_pe_width_scale", width, "greater than 0")
+        require(is_number(width) and width > 0, "value_pe_width_scale", width, "greater than 0")
         cutoff = self.cutoff_sigmas
-        require(_is_number(cutoff) and 1 <= cutoff <= 12, "cutoff_sigmas", cutoff, "between 1 and 12")
+        require(is_number(cutoff) and 1 <= cutoff <= 12, "cutoff_sigmas", cutoff, "between 1 and 12")
 
     @property
     def head_dim(self) -> int:
@@ -199,6 +200,13 @@ class ModelConfig:
         real = [layer for layer in range(self.num_layers) if self.layer_domain(layer) != "reci"]
         widest = max((self.layer_scale_real(layer) for layer in real), default=0.0)
         return self.cutoff_sigmas * widest / math.sqrt(self.gauss_lb_real)
+
+    @property
+    def wave_radius(self) -> float:
+        """Radius (1/Å) that holds every wave vector any layer may need; 0 where none attends in reciprocal space."""
+        reci = [layer for layer in range(self.num_layers) if self.layer_domain(layer) != "real"]
+        narrowest = min((self.layer_scale_reci(layer) for layer in reci), default=math.inf)
+        return self.cutoff_sigmas / (narrowest * math.sqrt(self.gauss_lb_reci))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and YAML; ``ModelConfig.from_dict`` reads them back."""

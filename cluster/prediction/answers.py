@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cluster.errors import UserError
+from cluster.run.report import json_ready
 
 Cell = str | float
 
@@ -74,7 +75,8 @@ class TableFile:
                 self._writer.writerows([_shown(cell, 8) for cell in cells] for cells in rows)
             else:
                 lines = (
-                    json.dumps(dict(zip(self._header, cells, strict=True)), ensure_ascii=False) for cells in rows
+                    json.dumps(json_ready(dict(zip(self._header, cells, strict=True))), ensure_ascii=False)
+                    for cells in rows
                 )
                 self._text.writelines(line + "\n" for line in lines)
         except OSError as error:

@@ -79,6 +79,7 @@ class Ensemble:
             if targets != self.targets:
                 raise UserError(f"{folder} predicts {_listed(targets)}, but {folders[0]} {_listed(self.targets)}")
         self.seen = Seen.by_all([model.card for model in self._models])
+        self.wave_radius = max(model.card.model.wave_radius for model in self._models)
         self.radii = sorted({model.card.model.neighbor_radius for model in self._models} - {0.0})
 
     @property
@@ -98,7 +99,7 @@ class Ensemble:
                     formula=formulas[i],
                     values=mean[i],
                     spread=None if spread is None else spread[i],
-                    warning=self.seen.warning(crystal),
+                    warning=self.seen.warning(crystal) if np.isfinite(mean[i]).all() else "no finite prediction",
                 )
 
     def _batches(self, found: Iterable[Found], batch_size: int | None) -> Iterator[_Batch]:
@@ -106,7 +107,7 @@ class Ensemble:
 
         Those are made here as they silence warnings, which reading listens to: Python's are those of the process.
         """
-        for group in _groups(found, max(self.radii, default=0.0), batch_size):
+        for group in _groups(found, max(self.radii, default=0.0), self.wave_radius, batch_size):
             crystals = [one.crystal for one in group if one.crystal is not None]
             batch = batch_of_crystals(crystals)
             for radius in self.radii:
@@ -136,12 +137,14 @@ def _listed(targets: Sequence[tuple[str, str]]) -> str:
     return ", ".join(labelled(name, unit) for name, unit in targets)
 
 
-def _groups(found: Iterable[Found], radius: float, batch_size: int | None) -> Iterator[list[Found]]:
+def _groups(
+    found: Iterable[Found], radius: float, wave_radius: float, batch_size: int | None
+) -> Iterator[list[Found]]:
     """What is one batch: as much as ``batch_ends`` says, read no further than to the next structure."""
     group: list[Found] = []
     held = 0.0
     for one in found:
-        work = 0.0 if one.crystal is None else crystal_work(one.crystal, radius)
+        work = 0.0 if one.crystal is None else crystal_work(one.crystal, radius, wave_radius)
         if group and (held + work > WORK_AT_ONCE or len(group) == batch_size):
             yield group
             group, held = [], 0.0
@@ -151,9 +154,9 @@ def _groups(found: Iterable[Found], radius: float, batch_size: int | None) -> It
         yield group
 
 
-def crystal_work(crystal: Crystal, radius: float) -> float:
-    """A crystal's share of a batch's memory."""
-    return batch_work(len(crystal.atomic_numbers), abs(float(np.linalg.det(crystal.lattice))), radius)
+def crystal_work(crystal: Crystal, radius: float, wave_radius: float = 0.0) -> float:
+    """A crystal's share of a batch's memory, as ``batch_work`` has it."""
+    return batch_work(len(crystal.atomic_numbers), abs(float(np.linalg.det(crystal.lattice))), radius, wave_radius)
 
 
 def formula(crystal: Crystal) -> str:

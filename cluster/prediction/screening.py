@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def predict_many(job: Screening, seen: Seen, header: Sequence[str], progress: Pr
 
 def _plan(job: Screening, header: Sequence[str]) -> dict[str, Any]:
     """What identifies the work: a shard of another plan must not be taken for one of this."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(version("crystalformer").encode())
     for location in job.models:
         with local_folder(location) as folder:
             for name in (CONFIG, WEIGHTS):

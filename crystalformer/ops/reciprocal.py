@@ -59,6 +59,9 @@ class WavePlan:
 
 def wave_vectors(lattice: Tensor, radius: float) -> Tensor:
     """(W, 3) float64 wave vectors of the lattice (3, 3) up to ``radius`` (1/Å): one of each pair k, -k; 0 first."""
+    volume = abs(float(torch.linalg.det(lattice)))
+    if not volume > 0:
+        raise ValueError(f"a cell must have a volume, got {volume} Å³")
     reciprocal = 2.0 * math.pi * torch.linalg.inv(lattice).T
     reach = torch.floor(radius * lattice.norm(dim=1) / (2.0 * math.pi)).to(torch.int64).tolist()
     ranges = [torch.arange(reach[0] + 1), *(torch.arange(-m, m + 1) for m in reach[1:])]

@@ -22,6 +22,7 @@ from crystalformer.artifact import (
     read_card,
     save_model,
 )
+from crystalformer.ops.reciprocal import wave_vectors
 from tests.crystalformer.crystals import batch_of, golden_crystals, golden_structures
 
 SETTINGS = ModelConfig(
@@ -180,7 +181,7 @@ def test_weights_that_share_memory_are_saved(model, tmp_path):
 
 
 def test_a_number_that_json_lacks_is_refused_and_the_old_card_stays(model, folder):
-    broken = ModelCard(model=SETTINGS, targets=(TARGETS[0], TargetScale(name="n", unit="1", scale=math.nan, bias=0)))
+    broken = replace(CARD, provenance={"test_mae": math.nan})
     with pytest.raises(ValueError, match="Out of range float"):
         save_model(folder, broken, model.state_dict())
     assert read_card(folder) == CARD
@@ -251,3 +252,50 @@ def test_weights_that_do_not_fit_the_card_are_named(folder, change, message):
     rewrite(folder, lambda values: values["model"].update(change))
     with pytest.raises(ValueError, match=f"model.safetensors.*{message}"):
         load_model(folder)
+
+
+def test_waves_are_counted_by_their_number():
+    """Of a cell with vacuum there are many, which bound a batch as images do."""
+    config = replace(SETTINGS, domain="reci")
+    assert SETTINGS.wave_radius == 0 < config.wave_radius
+    lattice = torch.diag(torch.tensor([4.0, 5.0, 30.0], dtype=torch.float64))
+    waves = len(wave_vectors(lattice, config.wave_radius))
+    alone, volume = batch_work(10, 600.0, 0.0), 600.0
+    counted = (batch_work(10, volume, 0.0, config.wave_radius) - alone) * 16 / 18
+    assert counted == pytest.approx(waves, rel=0.1)
+
+
+CARDS = [
+    ({"scale": float("nan")}, "a target's scale must be a finite number, got nan"),
+    ({"bias": "2"}, "a target's bias must be a finite number, got '2'"),
+    ({"scale": None}, "a target's scale must be a finite number, got None"),
+    ({"name": 3}, "a target's name must be a text, got 3"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), CARDS)
+def test_a_damaged_card_is_named_with_its_file(folder, tmp_path, changed, message):
+    card = json.loads((folder / "config.json").read_text())
+    card["targets"][0] |= changed
+    (tmp_path / "config.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=f"config.json: {message}"):
+        read_card(tmp_path)
+
+
+def test_provenance_and_sizes_that_cannot_be(folder, tmp_path):
+    card = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**card, "provenance": [1]}))
+    with pytest.raises(ValueError, match=r"config.json: provenance must be a mapping, got \[1\]"):
+        read_card(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**card, "model": {**card["model"], "ff_dim": 10**14}}))
+    with pytest.raises(ValueError, match=r"config.json: no such model can be made"):
+        load_model(tmp_path)
+
+
+def test_weights_of_a_training_that_diverged_are_refused(folder, tmp_path):
+    card = read_card(folder)
+    weights = load_model(folder).model.state_dict()
+    weights["embedding"][0, 0] = float("nan")
+    save_model(tmp_path, card, weights)
+    with pytest.raises(ValueError, match="'embedding' holds what is no finite number"):
+        load_model(tmp_path)
