@@ -66,6 +66,7 @@ class Fit(threading.Thread):
         for name in _LOUD:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         trainable = ray_tune.with_resources(ray_tune.with_parameters(Trial, shared=setup), resources)
+        self._actors = trainable.__qualname__  # which is no more Trial's
         self._tuner = ray_tune.Tuner(
             trainable,
             tune_config=ray_tune.TuneConfig(
@@ -100,18 +101,17 @@ class Fit(threading.Thread):
         deadline = time.monotonic() + END_SECONDS
         while self.is_alive() and time.monotonic() < deadline:
             self._ended = True
-            _kill_trials()
+            self._kill_trials()
             self.join(0.5)
+
+    def _kill_trials(self) -> None:
+        """Kill the processes of the trials of this job, which is that of one search."""
+        core = ray._private.worker.global_worker.core_worker
+        for actor in actors_of(self._actors):
+            with suppress(ActorHandleNotFoundError):  # Ray Tune has let go of it in this moment
+                core.kill_actor(ray.ActorID.from_hex(actor["ActorID"]), True)  # noqa: FBT003 - not to be restarted
 
     def check(self) -> None:
         """Raise what fit raised, but for what came of ``end``."""
         if self._error is not None and not self._ended:
             raise self._error
-
-
-def _kill_trials() -> None:
-    """Kill the processes of the trials of this job, which is that of one search."""
-    core = ray._private.worker.global_worker.core_worker
-    for actor in actors_of(Trial.__name__):
-        with suppress(ActorHandleNotFoundError):  # Ray Tune has let go of it in this moment
-            core.kill_actor(ray.ActorID.from_hex(actor["ActorID"]), True)  # noqa: FBT003 - not to be restarted

@@ -14,6 +14,7 @@ import pytest
 from cluster.cli import main
 from cluster.driver.waiting import actors_of
 from cluster.errors import RunFailed
+from cluster.interrupts import RunStopped
 from cluster.worker.checkpoint import read_checkpoint
 from tests.tune.searches import saved, trials_of
 from tune.search import search
@@ -148,6 +149,22 @@ def test_a_search_ends_in_order_with_checkpoints_but_of_a_trial_in_a_step_withou
     assert not list((stored / f"{endless:04d}").glob("checkpoint-*"))
     (checkpoint,) = (stored / f"{other:04d}").glob("checkpoint-*")
     assert len(read_checkpoint(checkpoint).rows) >= trials[other].epochs
+
+
+def test_trials_that_do_not_stop_are_killed_before_ray_tune_would(plan, folder, monkeypatch):
+    monkeypatch.setattr("tune.search.STOP_SECONDS", 0.0)
+    monkeypatch.setattr("tune.fit.END_SECONDS", 8.0)  # Ray Tune kills after 10
+    made = plan("hanging", {"num_trials": 2, "epochs": 3000, "concurrent": 1, "max_radius": 12.0})
+
+    def stop():
+        ((_, held),) = under_way(folder, "hanging", 1)
+        os.kill(held, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(RunStopped, match="go on with --run_name hanging --resume"):
+        search(made)
+    assert "ray-tune-fit" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_search_survives_signals_kills_and_the_end_of_its_time(words, folder, begin):
