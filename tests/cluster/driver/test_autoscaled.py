@@ -1,5 +1,6 @@
 """A cluster whose autoscaler has added nothing yet: what a run takes is told, not counted."""
 
+import logging
 from datetime import datetime
 
 import pytest
@@ -81,6 +82,7 @@ def test_a_screening_counts_the_nodes_where_there_is_no_autoscaler(empty, monkey
 )
 def test_gpus_that_do_not_suffice_are_not_passed_over_in_silence(empty, monkeypatch, caplog, workers, told):
     monkeypatch.delenv("RAY_enable_autoscaler_v2")
+    monkeypatch.setattr(logging.getLogger("cluster"), "propagate", True)  # a command in this process ended that
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}])
     assert worker_resources(small_config(num_workers=workers)).gpu is (not told)
     assert caplog.text.rpartition("launch:")[2].strip().endswith(told)

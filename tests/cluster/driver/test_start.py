@@ -8,9 +8,11 @@ import pytest
 import ray
 import torch
 from ray.train import ScalingConfig
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, create_scaling_policy
 
 from cluster.data.tables import SplitTables
 from cluster.driver.launch import _Trainer
+from cluster.driver.scaling import Alone, Saving, policy_of
 from cluster.session import own_session, ray_session
 from cluster.settings.config import TrainConfig
 from cluster.worker.engine import Engine
@@ -64,7 +66,7 @@ def compiler_is_there(place: Place, tables: SplitTables, flat: dict) -> tuple[bo
 
 
 def callbacks() -> set[str]:
-    trainer = _Trainer(lambda: None, scaling_config=ScalingConfig(num_workers=1))
+    trainer = _Trainer(None, train_loop_per_worker=lambda: None, scaling_config=ScalingConfig(num_workers=1))
     return {type(callback).__name__ for callback in trainer._create_default_callbacks()}
 
 
@@ -79,3 +81,12 @@ def test_a_run_on_a_ray_of_its_own_starts_no_process_that_cleans_up(monkeypatch)
             pass
         assert ray.is_initialized()
     assert not own_session()
+
+
+def test_workers_of_a_range_grow_after_a_checkpoint_and_a_fixed_number_asks_nobody_for_nodes():
+    fixed, elastic = ScalingConfig(num_workers=2), ScalingConfig(num_workers=(1, 3))
+    assert type(policy_of(create_scaling_policy(fixed), None, own_session=True)) is Alone
+    assert type(policy_of(create_scaling_policy(fixed), None, own_session=False)) is FixedScalingPolicy
+    for own in (True, False):
+        policy = policy_of(create_scaling_policy(elastic), None, own_session=own)
+        assert type(policy) is Saving and policy.scaling_config is elastic
