@@ -12,6 +12,7 @@ LONGEST = (
     "test_readme.py",
     "cluster/worker/test_fine_tuning.py",
     "tune/test_search.py",
+    "tune/test_endings.py",
     "cluster/driver/test_full_disk.py",
     "cluster/test_head.py",
 )
