@@ -35,7 +35,6 @@ from cluster.log import say
 from cluster.run.storage import RunStore
 from cluster.session import autoscaled, own_session, require_told
 from cluster.settings.config import TrainConfig
-from cluster.settings.deepspeed_config import overlay_of
 from cluster.worker.fine_tuning import load_initial
 from cluster.worker.loop import Job, run_worker
 from cluster.worker.monitor import Message, Monitor
@@ -65,7 +64,7 @@ def launch(
 
     Once a worker has begun, ``follow`` is asked several times a second, with the metrics rows that are new then;
     where it says False the workers stop at their next step, with a checkpoint. ``track`` is given each row as it is
-    written. ``overlay``: DeepSpeed's settings, where the file that config names was read before, on another machine.
+    written. ``overlay``: DeepSpeed's settings of the user's file, which this process may not see.
     RunStopped where a signal ended the run before, RunFailed where it cannot go on.
     """
     monitor, reserved = _monitor(), awaited_resources(config)
@@ -78,7 +77,7 @@ def launch(
         threads=reserved.threads,
         monitor=monitor,
         initial=load_initial(config, units),
-        overlay=overlay_of(config) if overlay is None else overlay,
+        overlay=overlay,
     )
     with Recorder(store, config, units, track) as recorder, Interrupts() as interrupts:
         if mended:

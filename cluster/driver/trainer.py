@@ -80,7 +80,8 @@ def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
     require_batch(config.data.batch_size, structures["train"].num_rows)
     scaling = TargetScaling.fit(structures["train"].targets(), config.optim.normalize_targets)
     save_yaml(store.folder / CONFIG_FILE, config)
-    if (overlay := overlay_of(config)) is not None:
+    overlay = overlay_of(config)
+    if overlay is not None:
         write_text(store.folder / OVERLAY_FILE, json.dumps(overlay, indent=1) + "\n")
     store.push(now=True)
     data = RunData(
@@ -91,7 +92,7 @@ def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
         before = seconds_before(store.folder) if config.run.resume else 0.0
         if found is None:
             with ray_session():
-                final = launch(config, store, tables, scaling, data.units, track=tracker.row)
+                final = launch(config, store, tables, scaling, data.units, track=tracker.row, overlay=overlay)
                 found = read_final(final)
         state, outcome = found
         seconds = before + time.monotonic() - start if took is None else took
