@@ -6,14 +6,11 @@ import logging
 import os
 import threading
 import time
-from contextlib import suppress
 
-import ray
 from ray import tune as ray_tune
-from ray.exceptions import ActorHandleNotFoundError
 from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory
 
-from cluster.driver.waiting import actors_of
+from cluster.driver.actors import kill_actors
 from tune.adapters import Ending, StudyScheduler, StudySearcher
 from tune.book import Book
 from tune.folder import Search
@@ -101,15 +98,8 @@ class Fit(threading.Thread):
         deadline = time.monotonic() + END_SECONDS
         while self.is_alive() and time.monotonic() < deadline:
             self._ended = True
-            self._kill_trials()
+            kill_actors(self._actors)
             self.join(0.5)
-
-    def _kill_trials(self) -> None:
-        """Kill the processes of the trials of this job, which is that of one search."""
-        core = ray._private.worker.global_worker.core_worker
-        for actor in actors_of(self._actors):
-            with suppress(ActorHandleNotFoundError):  # Ray Tune has let go of it in this moment
-                core.kill_actor(ray.ActorID.from_hex(actor["ActorID"]), True)  # noqa: FBT003 - not to be restarted
 
     def check(self) -> None:
         """Raise what fit raised, but for what came of ``end``."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import ActorHandleNotFoundError
 from ray.train.torch import TorchTrainer
 
-from cluster.driver.waiting import actors_of
+from cluster.driver.actors import kill_actors
 from cluster.errors import RunFailed
 
 END_SECONDS = 10.0
@@ -54,7 +52,7 @@ class Fit:
             ray.cancel(self._room, force=True)
         deadline = time.monotonic() + END_SECONDS
         while self._thread.is_alive() and time.monotonic() < deadline:
-            _kill_controllers()
+            kill_actors(_CONTROLLER_CLASS)
             self._thread.join(0.5)
 
     def result(self) -> Any:  # noqa: ANN401 - Ray's Result
@@ -68,14 +66,6 @@ class Fit:
             self._result = self._make().fit()
         except Exception as error:  # noqa: BLE001 - raised again by result()
             self._error = error
-
-
-def _kill_controllers() -> None:
-    """Kill the controllers that this process has started; fit alone has their handles."""
-    core = ray._private.worker.global_worker.core_worker
-    for actor in actors_of(_CONTROLLER_CLASS):
-        with suppress(ActorHandleNotFoundError):  # another process of this job, such as another trial, started it
-            core.kill_actor(ray.ActorID.from_hex(actor["ActorID"]), True)  # noqa: FBT003 - not to be restarted
 
 
 def _reason(error: Exception) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import ray
-from ray._private.state import actors  # the public ray.util.state asks the dashboard, which a local Ray has not
 
+from cluster.driver.actors import actors_of
 from cluster.driver.room import alive_nodes, counted, grows, share_of, workers_that_fit
 from cluster.settings.workers import WorkerRange
 
@@ -74,9 +73,3 @@ def workers_placed() -> bool:
     """Whether Ray has found room for training workers of this job: it makes them once all have their place."""
     return bool(actors_of(_WORKER_CLASS))
 
-
-def actors_of(class_name: str) -> list[dict[str, Any]]:
-    """Ray's entries of this job's actors of a class that have not ended."""
-    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-    found = actors(job_id=job).values()
-    return [actor for actor in found if actor["ActorClassName"] == class_name and actor["State"] != "DEAD"]

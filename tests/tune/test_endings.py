@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
-from cluster.driver.waiting import actors_of
+from cluster.driver.actors import actors_of
 from cluster.errors import RunFailed
 from cluster.interrupts import RunStopped
 from cluster.worker.checkpoint import read_checkpoint
