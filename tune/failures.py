@@ -11,10 +11,8 @@ import errno
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.errors import RunFailed, UserError
+from cluster.worker.saving import NOT_WRITTEN
 from data_pipeline.errors import DataError
-
-NOT_WRITTEN = "a checkpoint could not be written"
-"""How a worker's RunFailed begins where the disk is to blame (cluster/worker/saving.py)."""
 
 
 class NoTrialCan(Exception):  # no error of this trial

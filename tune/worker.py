@@ -231,22 +231,13 @@ class ManyWorkers:
         self.history: list[Row] = list(read_metrics(folder))
 
         def fit() -> None:
-            store = RunStore(str(folder.parent), folder.name)
+            units, overlay = dict(shared.units), shared.overlay
             try:
-                launch(
-                    config,
-                    store,
-                    data.tables,
-                    data.scaling,
-                    dict(shared.units),
-                    self._follow,
-                    overlay=shared.overlay,
-                )
+                with RunStore(str(folder.parent), folder.name) as store:
+                    launch(config, store, data.tables, data.scaling, units, self._follow, overlay=overlay)
                 self._rows.put(None)
             except Exception as error:  # noqa: BLE001 - raised again where the next row is asked for
                 self._rows.put(error)
-            finally:
-                store.close()
 
         self._thread = threading.Thread(target=fit, daemon=True, name="trial")
         self._thread.start()

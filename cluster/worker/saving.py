@@ -22,6 +22,9 @@ from cluster.worker.machine import Place
 
 PREFIX = "checkpoint-"
 
+NOT_WRITTEN = "a checkpoint could not be written"
+"""How RunFailed begins where it could not be: through Ray Train its text alone reaches who follows the run."""
+
 
 class Saver:
     """One checkpoint at a time. Every worker makes every call, and at the same step; the first one writes."""
@@ -64,7 +67,7 @@ class Saver:
             problem = _one_line(error)
         failed = torch.tensor(float(bool(problem)), device=self._place.device)
         if float(all_reduce(failed)) > 0:
-            raise RunFailed(f"a checkpoint could not be written: {problem}; those before it stay, see --resume")
+            raise RunFailed(f"{NOT_WRITTEN}: {problem}; those before it stay, see --resume")
         self._host.keep(metrics, checkpoint)
 
     def _write(self, state: TrainState, outcome: Outcome | None) -> ray.train.Checkpoint:
