@@ -187,14 +187,25 @@ def awaited_resources(config: TrainConfig) -> WorkerResources:
     told = False
     while True:
         try:
-            return worker_resources(config)
+            found = worker_resources(config)
         except UserError as problem:
             if time.monotonic() >= deadline:
                 raise
             if not told:
                 say(f"waiting up to {config.scale.wait_minutes:g} min for nodes: {problem}")
             told = True
-        time.sleep(NODES_SECONDS)
+            time.sleep(NODES_SECONDS)
+        else:
+            _tell_of_idle_gpus(config, found)
+            return found
+
+
+def _tell_of_idle_gpus(config: TrainConfig, found: WorkerResources) -> None:
+    """Warn where device auto leaves GPUs alone, as they do not suffice for all workers."""
+    gpus = sum(node.gpus for node in alive_nodes())
+    if config.scale.device == "auto" and gpus and not found.gpu:
+        workers = config.scale.num_workers
+        _log.warning("%s workers train on CPUs: they need a GPU each, the cluster has %g", workers, gpus)
 
 
 def worker_resources(config: TrainConfig) -> WorkerResources:
@@ -205,8 +216,6 @@ def worker_resources(config: TrainConfig) -> WorkerResources:
         require_told(device=scale.device, cpus_per_worker=scale.cpus_per_worker)
     elif scale.device == "cuda" and gpus < workers.fewest and not grows():
         raise UserError(f"device cuda: {workers} workers need a GPU each, the cluster has {gpus:g}")
-    elif scale.device == "auto" and 0 < gpus < workers.fewest:
-        _log.warning("%s workers train on CPUs: they need a GPU each, the cluster has %g", workers, gpus)
     share = worker_share(scale, nodes)
     if scale.cpus_per_worker is not None:
         room = workers_that_fit(nodes, share.cpus, gpu=share.gpu)

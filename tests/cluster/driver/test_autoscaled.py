@@ -2,6 +2,7 @@
 
 import logging
 from datetime import datetime
+from itertools import chain, repeat
 
 import pytest
 import ray
@@ -84,14 +85,14 @@ def test_gpus_that_do_not_suffice_are_not_passed_over_in_silence(empty, monkeypa
     monkeypatch.delenv("RAY_enable_autoscaler_v2")
     monkeypatch.setattr(logging.getLogger("cluster"), "propagate", True)  # a command in this process ended that
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}])
-    assert worker_resources(small_config(num_workers=workers)).gpu is (not told)
+    assert launch.awaited_resources(small_config(num_workers=workers)).gpu is (not told)
     assert caplog.text.rpartition("launch:")[2].strip().endswith(told)
 
 
 def test_nodes_that_are_waited_for_may_come_late(empty, monkeypatch, capsys):
     monkeypatch.delenv("RAY_enable_autoscaler_v2")
     monkeypatch.setattr(launch, "NODES_SECONDS", 0.01)
-    gpus = iter([0.0, 0.0, 1.0, 2.0])
+    gpus = chain([0.0, 0.0, 1.0], repeat(2.0))
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 14.0, "GPU": next(gpus)}}])
     assert launch.awaited_resources(small_config(num_workers=2, wait_minutes=1, **TOLD)).gpu
     waiting = "waiting up to 1 min for nodes: device cuda: 2 workers need a GPU each, the cluster has 0\n"
