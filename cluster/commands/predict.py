@@ -129,8 +129,9 @@ def screen(
 
 def model_folders(text: str) -> list[str]:
     """The folders of MODEL: one, or several joined by commas."""
-    if os.path.isdir(there(text)):
-        return [there(text)]
+    whole = there(text)
+    if os.path.isdir(whole):
+        return [whole]
     names = text.split(",")
     if not all(names):
         raise UserError(f"MODEL must be folders joined by commas, got {text!r}")
