@@ -7,7 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-import ray
 from pymatgen.core import Structure
 
 import cluster  # noqa: F401 - sets Ray's environment
@@ -22,6 +21,7 @@ from cluster.settings.config import load_yaml
 from cluster.worker.checkpoint import read_checkpoint
 from crystalformer import load_model
 from data_pipeline.table import read_table
+from tests.cluster.local_ray import local_ray
 from tests.cluster.run.test_report import CONTRACT
 from tests.cluster.small import SMALL, small_config
 
@@ -31,14 +31,13 @@ STEPS = 944 // BATCH
 
 
 @pytest.fixture(scope="module")
-def local_ray():
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+def ray_here():
+    with local_ray(3):
+        yield
 
 
 @pytest.fixture(scope="module")
-def run(local_ray, elastic, tmp_path_factory):
+def run(ray_here, elastic, tmp_path_factory):
     """``run(name, **settings)`` trains 3 epochs, the last of them averaged, and gives result and folder."""
     storage = tmp_path_factory.mktemp("runs")
 

@@ -13,14 +13,14 @@ import cluster  # noqa: F401 - sets Ray's environment
 from cluster.cli import main
 from cluster.prediction import inputs, screening
 from data_pipeline.crystal import Crystal
+from tests.cluster.local_ray import local_ray
 from tests.cluster.trained import structures, write_model
 
 
 @pytest.fixture(scope="module")
-def local_ray():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+def ray_here():
+    with local_ray(2):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def table_of(path):
 
 
 def test_the_answers_of_a_command_that_was_stopped_and_goes_on_are_those_of_few_structures(
-    given, local_ray, tmp_path, monkeypatch, capsys
+    given, ray_here, tmp_path, monkeypatch, capsys
 ):
     """What was done before the stop is not done again: numbers put into a shard of it come through."""
     here, out, parts = tmp_path / "here.csv", tmp_path / "streamed.csv", tmp_path / "streamed.csv.parts"
@@ -98,7 +98,7 @@ def test_the_answers_of_a_command_that_was_stopped_and_goes_on_are_those_of_few_
     np.testing.assert_allclose(numbers, expected, rtol=2e-6, atol=1e-6)
 
 
-def test_records_of_a_json_file_are_many_too(given, many, local_ray, tmp_path, monkeypatch, capsys):
+def test_records_of_a_json_file_are_many_too(given, many, ray_here, tmp_path, monkeypatch, capsys):
     cscl = json.loads(structures()[2].to(fmt="json"))
     source = tmp_path / "many.jsonl"
     source.write_text("\n".join(json.dumps({"id": f"s{i}", "structure": cscl}) for i in range(12)))
@@ -113,7 +113,7 @@ def test_records_of_a_json_file_are_many_too(given, many, local_ray, tmp_path, m
     np.testing.assert_allclose(rows.column(2).to_numpy(), [float(row[2]) for row in few], rtol=2e-6)
 
 
-def test_no_row_is_lost_where_ray_cuts_blocks(given, local_ray, tmp_path, monkeypatch):
+def test_no_row_is_lost_where_ray_cuts_blocks(given, ray_here, tmp_path, monkeypatch):
     """As it does with those of more than 192 MiB: into halves alike, which had one name, and into others."""
     monkeypatch.setattr(inputs, "STREAM_FROM", 10)
     source = tmp_path / "many.jsonl"
@@ -127,13 +127,13 @@ def test_no_row_is_lost_where_ray_cuts_blocks(given, local_ray, tmp_path, monkey
         assert [row[0] for row in table_of(out)[1]] == [f"s{i}" for i in range(150)]
 
 
-def test_a_gpu_is_looked_for_in_the_cluster(given, many, local_ray, tmp_path, capsys):
+def test_a_gpu_is_looked_for_in_the_cluster(given, many, ray_here, tmp_path, capsys):
     """The head that the command runs on may have none."""
     assert main(["predict", given[0], given[2], "--device", "cuda", "--output", str(tmp_path / "a.csv")]) == 2
     assert "device is cuda, but the cluster has no GPU" in capsys.readouterr().err
 
 
-def test_a_block_of_unreadable_structures_only(given, many, local_ray, tmp_path, capsys):
+def test_a_block_of_unreadable_structures_only(given, many, ray_here, tmp_path, capsys):
     source = tmp_path / "bad.jsonl"
     good = {"structure": json.loads(structures()[2].to(fmt="json"))}
     source.write_text("\n".join(json.dumps(record) for record in [{"structure": "no"}] * 8 + [good] * 3))

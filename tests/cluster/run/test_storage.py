@@ -5,7 +5,6 @@ import shutil
 
 import pyarrow.fs
 import pytest
-import ray
 
 import cluster  # noqa: F401 - sets Ray's environment
 from cluster.cli import main
@@ -16,6 +15,7 @@ from cluster.errors import RunFailed, UserError
 from cluster.run.report import read_metrics
 from cluster.run.storage import RunStore, local_folder
 from crystalformer import load_model
+from tests.cluster.local_ray import local_ray
 from tests.cluster.s3 import s3_server
 from tests.cluster.small import small_config
 
@@ -32,10 +32,9 @@ def s3(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def local_ray(s3):
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+def ray_here(s3):
+    with local_ray(2):
+        yield
 
 
 EPOCHS = 10
@@ -62,7 +61,7 @@ def curve(folder) -> list[tuple[float, float]]:
     return [(row["train_loss"], row["val_mae"]["shear"]) for row in read_metrics(folder)]
 
 
-def test_a_run_in_a_bucket_is_stopped_and_goes_on(local_ray, s3, config, tmp_path, monkeypatch):
+def test_a_run_in_a_bucket_is_stopped_and_goes_on(ray_here, s3, config, tmp_path, monkeypatch):
     def launch_and_stop(*arguments, **named):
         seen = []
         return launch(*arguments, lambda rows: seen.extend(rows) or len(seen) < 1, **named)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 import cluster  # noqa: F401 - sets Ray's environment
@@ -18,6 +17,7 @@ from cluster.worker.fine_tuning import Initial, load_initial, with_architecture
 from crystalformer import CrystalBatch, Crystalformer, load_model
 from crystalformer.artifact import read_card
 from tests.benchmarks import fine_tuning
+from tests.cluster.local_ray import local_ray
 from tests.cluster.small import SMALL, SMALL_MODEL, small_config
 from tests.cluster.trained import structures, write_model
 
@@ -29,10 +29,9 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def local_ray():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+def ray_here():
+    with local_ray(2):
+        yield
 
 
 UNITS = {"shear": "log10(GPa)", "bulk": "GPa"}
@@ -109,7 +108,7 @@ def test_no_model_is_named(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_fine_tuning_beats_fresh_weights_on_200_crystals(local_ray, elastic, tmp_path):
+def test_fine_tuning_beats_fresh_weights_on_200_crystals(ray_here, elastic, tmp_path):
     """Into sharded weights; the run goes on without the model it began with."""
     recipe = {"epochs": 8, "batch_size": 64, "lr": 4e-3, "device": "cpu", "threads_per_worker": 1}
     words, sharded = as_words({**SMALL, **recipe}), ["--num_workers", "2", "--zero_stage", "3"]

@@ -7,10 +7,10 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-import cluster  # noqa: F401 - sets Ray's environment
 from cluster.errors import UserError
 from cluster.files import dump_yaml, write_text
 from cluster.worker import host
+from tests.cluster.local_ray import local_ray
 
 
 def look(settings):
@@ -33,8 +33,7 @@ def test_a_node_that_does_not_see_the_runs_folder_says_so(tmp_path):
     """Of the folder of another run under the same name too, which a disk of its own may hold."""
     mine, other = {"run_name": "night", "seed": 1}, {"run_name": "night", "seed": 2}
     folder, answers = tmp_path / "night", tmp_path / "answers.json"
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
+    with local_ray(1):
         TorchTrainer(
             look,
             train_loop_config={"asked": [mine, other], "folder": str(folder), "answers": str(answers)},
@@ -42,8 +41,6 @@ def test_a_node_that_does_not_see_the_runs_folder_says_so(tmp_path):
             scaling_config=ray.train.ScalingConfig(num_workers=1),
             run_config=ray.train.RunConfig(name="night", storage_path=str(tmp_path)),
         ).fit()
-    finally:
-        ray.shutdown()
     found = json.loads(answers.read_text())
     assert [answer == "seen" for answer in found] == [False, False, True, False]
     assert f"does not see the run's files in {folder}; give a --storage_path that all" in found[0]
