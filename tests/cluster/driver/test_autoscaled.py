@@ -1,6 +1,5 @@
 """A cluster whose autoscaler has added nothing yet: what a run takes is told, not counted."""
 
-import logging
 from datetime import datetime
 from itertools import chain, repeat
 
@@ -11,6 +10,7 @@ from cluster.driver import launch
 from cluster.driver.launch import worker_resources
 from cluster.driver.room import WorkerResources
 from cluster.errors import UserError
+from cluster.log import setup_logging
 from cluster.prediction.screening import shared_out
 from tests.cluster.small import SMALL, small_config
 from tune.folder import new_search
@@ -79,14 +79,14 @@ def test_a_screening_counts_the_nodes_where_there_is_no_autoscaler(empty, monkey
 
 
 @pytest.mark.parametrize(
-    ("workers", "told"), [(1, ""), (2, "2 workers train on CPUs: they need a GPU each, the cluster has 1")]
+    ("workers", "told"), [(1, ""), (2, "warning: 2 workers train on CPUs: they need a GPU each, the cluster has 1\n")]
 )
-def test_gpus_that_do_not_suffice_are_not_passed_over_in_silence(empty, monkeypatch, caplog, workers, told):
+def test_gpus_that_do_not_suffice_are_not_passed_over_in_silence(empty, monkeypatch, capsys, workers, told):
+    setup_logging()
     monkeypatch.delenv("RAY_enable_autoscaler_v2")
-    monkeypatch.setattr(logging.getLogger("cluster"), "propagate", True)  # a command in this process ended that
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}])
     assert launch.awaited_resources(small_config(num_workers=workers)).gpu is (not told)
-    assert caplog.text.rpartition("launch:")[2].strip().endswith(told)
+    assert capsys.readouterr().err == told
 
 
 def test_nodes_that_are_waited_for_may_come_late(empty, monkeypatch, capsys):

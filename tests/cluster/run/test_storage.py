@@ -181,7 +181,10 @@ def test_a_store_that_cannot_be_used_is_refused_in_one_line(s3, config, path, me
         ("predict s3:// a.cif", "MODEL must name a bucket"),
         ("evaluate s3://key:secret@bucket/model", "MODEL must not hold credentials"),
         ("convert foo://x out.pt --to_reference", "CHECKPOINT must be a folder or begin with one of s3://"),
-        ("train --target shear --init_from foo://x", "init_from: location must be a folder or begin with one of s3://"),
+        (
+            "train --target shear --init_from foo://x",
+            "init_from: location must be a folder or begin with one of s3://",
+        ),
     ],
 )
 def test_a_uri_that_cannot_be_read_is_refused_under_the_name_it_was_given_by(words, message, capsys):
