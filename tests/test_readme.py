@@ -11,6 +11,7 @@ import pytest
 
 from cluster.cli import main
 from tests.benchmarks import baselines
+from tests.cells import ROCK_SALT, face_centred
 from tests.cluster.trained import write_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -55,10 +56,7 @@ def shared_ray():
 
 def rocksalt(a: float) -> str:
     """NaCl with a cubic cell of ``a`` Å as CIF text."""
-    from pymatgen.core import Lattice, Structure
-
-    sites = [[0, 0, 0], [0.5, 0.5, 0.5]]
-    return Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), ["Na", "Cl"], sites).to(fmt="cif")
+    return face_centred(a, ROCK_SALT).to(fmt="cif")
 
 
 def test_every_command_is_of_a_kind_that_is_run_here():

@@ -7,6 +7,7 @@ from pymatgen.core import Lattice, Structure
 
 from crystalformer import CrystalBatch, Crystalformer
 from crystalformer.artifact import ModelCard, TargetScale, save_model
+from tests.cells import ROCK_SALT, face_centred
 from tests.cluster.small import SMALL_MODEL
 
 SCALES = (
@@ -18,7 +19,7 @@ SCALES = (
 def structures() -> list[Structure]:
     """Rock salt in its primitive and cubic cell, caesium chloride, and an alloy."""
     sites = [[0, 0, 0], [0.5, 0.5, 0.5]]
-    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], sites)
+    salt = face_centred(5.64, ROCK_SALT)
     return [
         salt.get_primitive_structure(),
         salt,

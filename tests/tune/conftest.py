@@ -10,6 +10,7 @@ from datetime import datetime
 import pytest
 
 from cluster.cli import main
+from tests.cells import ROCK_SALT, face_centred, simple
 
 SMALL = {
     "target": ["gap"],
@@ -29,20 +30,26 @@ SMALL = {
 
 
 KINDS = {
-    "rocksalt": ("Fm-3m", 5.0, ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
-    "caesium": ("Pm-3m", 4.0, ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
-    "fluorite": ("Fm-3m", 5.4, ["Ca", "F"], [[0, 0, 0], [0.25, 0.25, 0.25]]),
-    "perovskite": ("Pm-3m", 3.9, ["Sr", "Ti", "O"], [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0]]),
+    "rocksalt": (face_centred, 5.0, ROCK_SALT),
+    "caesium": (simple, 4.0, [("Cs", (0, 0, 0)), ("Cl", (0.5, 0.5, 0.5))]),
+    "fluorite": (face_centred, 5.4, [("Ca", (0, 0, 0)), ("F", (0.25, 0.25, 0.25)), ("F", (0.75, 0.75, 0.75))]),
+    "perovskite": (
+        simple,
+        3.9,
+        [
+            ("Sr", (0, 0, 0)),
+            ("Ti", (0.5, 0.5, 0.5)),
+            *(("O", at) for at in ((0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5))),
+        ],
+    ),
 }
-"""Space group, edge of the cubic cell in Å, elements and their places."""
+"""Kind of cell, edge of the cubic one in Å, and its sites."""
 
 
 def cif(kind: str, strain: float) -> str:
     """A structure of 2 to 5 atoms as CIF text."""
-    from pymatgen.core import Lattice, Structure
-
-    group, a, elements, sites = KINDS[kind]
-    return Structure.from_spacegroup(group, Lattice.cubic(a * strain), elements, sites).to(fmt="cif")
+    cell, a, sites = KINDS[kind]
+    return cell(a * strain, sites).to(fmt="cif")
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,16 @@ def many(monkeypatch):
     monkeypatch.setattr(inputs, "FILES_A_PIECE", 3)
 
 
+@pytest.fixture
+def streamed(monkeypatch):
+    """Files of records of a kilobyte are large, and the test fails where nothing went through Ray Data."""
+    ran, run = [], screening._run
+    monkeypatch.setattr(inputs, "COUNTED_BYTES", 1000)
+    monkeypatch.setattr(screening, "_run", lambda *given: ran.append(given) or run(*given))
+    yield
+    assert ran, "predicted in this process"
+
+
 def table_of(path):
     with path.open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
@@ -113,17 +123,21 @@ def test_records_of_a_json_file_are_many_too(given, many, ray_here, tmp_path, mo
     np.testing.assert_allclose(rows.column(2).to_numpy(), [float(row[2]) for row in few], rtol=2e-6)
 
 
-def test_no_row_is_lost_where_ray_cuts_blocks(given, ray_here, tmp_path, monkeypatch):
+def test_no_row_is_lost_where_ray_cuts_blocks(given, ray_here, streamed, tmp_path, monkeypatch):
     """As it does with those of more than 192 MiB: into halves alike, which had one name, and into others."""
     monkeypatch.setattr(inputs, "STREAM_FROM", 10)
     source = tmp_path / "many.jsonl"
-    cells = [structures()[i % 3] for i in range(150)]
-    records = [{"id": f"s{i}", "structure": json.loads(cell.to(fmt="json"))} for i, cell in enumerate(cells)]
-    source.write_text("\n".join(map(json.dumps, records)))
+    cells = [json.loads(cell.to(fmt="json")) for cell in structures()[:3]]
+    source.write_text("\n".join(json.dumps({"id": f"s{i}", "structure": cells[i % 3]}) for i in range(150)))
     out = tmp_path / "out.csv"
-    for kilobytes in (60, 180):
+    shards, merge = [], screening._merge
+    monkeypatch.setattr(
+        screening, "_merge", lambda job, *given: shards.append(screening._shards(job)) or merge(job, *given)
+    )
+    for kilobytes in (10, 30):
         monkeypatch.setattr(ray.data.DataContext.get_current(), "target_max_block_size", kilobytes * 1024)
         assert main(["predict", given[0], str(source), "--output", str(out)]) == 0
+        assert len(shards.pop()[0]) > 1, "not cut"
         assert [row[0] for row in table_of(out)[1]] == [f"s{i}" for i in range(150)]
 
 
@@ -133,7 +147,7 @@ def test_a_gpu_is_looked_for_in_the_cluster(given, many, ray_here, tmp_path, cap
     assert "device is cuda, but the cluster has no GPU" in capsys.readouterr().err
 
 
-def test_a_block_of_unreadable_structures_only(given, many, ray_here, tmp_path, capsys):
+def test_a_block_of_unreadable_structures_only(given, many, streamed, ray_here, tmp_path, capsys):
     source = tmp_path / "bad.jsonl"
     good = {"structure": json.loads(structures()[2].to(fmt="json"))}
     source.write_text("\n".join(json.dumps(record) for record in [{"structure": "no"}] * 8 + [good] * 3))
