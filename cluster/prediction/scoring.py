@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from cluster.data.tables import open_split
 from cluster.errors import UserError
 from cluster.run.progress import counting
 from cluster.worker.evaluation import EVAL_BATCH
-from crystalformer.artifact import Predictor, TargetScale
+from crystalformer.artifact import ModelCard, Predictor, TargetScale
 from data_pipeline.datasets import ResolvedDataset, resolve
 from data_pipeline.elements import symbol_of
+from data_pipeline.prepared import PreparedDataset
 from data_pipeline.table import PackedStructures, StructureTable
 from data_pipeline.validate import MAX_ATOMIC_NUMBER
 
 Floats = npt.NDArray[np.float64]
+
+_log = logging.getLogger(__name__)
 
 CELL_SIZES = (4, 8, 16, 32, 64)
 """Atoms up to which a crystal counts into a class of cell sizes; larger ones are the last class."""
@@ -57,12 +61,14 @@ def score_split(
 ) -> Scored:
     """Predict every crystal of a split that has all of the model's targets; the data are prepared if need be.
 
+    Warns where the model was trained on other rows of this data set: the split may hold some of them.
     DataError where the data set is unknown or lacks a target; UserError where its unit is another or no row is there.
     """
     scales = predictor.card.targets
     data_dir = data_dir.resolve()
     found = _with_targets(dataset, scales, data_dir)
     prepared, names = prepared_for(found, data_dir), found.target_names
+    _warn_of_other_rows(predictor.card, prepared, split)
     radius = predictor.card.model.neighbor_radius
     with counting() as progress:
         tables = open_split(prepared, split, names, radius, progress)
@@ -90,6 +96,18 @@ def _with_targets(dataset: str, scales: tuple[TargetScale, ...], data_dir: Path)
         if scale.unit and target.unit and scale.unit != target.unit:
             raise UserError(f"{found.name} has {target.name} in {target.unit}, but the model predicts {scale.unit}")
     return found
+
+
+def _warn_of_other_rows(card: ModelCard, prepared: PreparedDataset, split: str) -> None:
+    """Warn where the card tells this data set, prepared otherwise: its rows were dealt to splits in another way."""
+    was = card.provenance.get("dataset_fingerprint")
+    if was is None or card.provenance.get("dataset") != prepared.name or was == prepared.fingerprint:
+        return
+    _log.warning(
+        "%s was prepared anew since the model was trained on it (%s is now %s): the %s split may hold structures it "
+        "was trained on, and the errors be too small",
+        *(prepared.name, str(was)[:12], prepared.fingerprint[:12], split),
+    )
 
 
 def _elements(packed: PackedStructures) -> npt.NDArray[np.bool_]:

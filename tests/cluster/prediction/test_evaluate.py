@@ -106,6 +106,29 @@ def test_the_picture(model, elastic, tmp_path, capsys):
     assert "error: --plot" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("dataset", "fingerprint", "warned"),
+    [
+        ("elastic_tensor_2015", "0" * 64, True),
+        ("elastic_tensor_2015", None, False),
+        ("another", "0" * 64, False),
+    ],
+    ids=["other rows", "the same rows", "another data set"],
+)
+def test_rows_that_may_have_been_trained_on_are_warned_of(dataset, fingerprint, warned, elastic, tmp_path, capsys):
+    """As where a set was prepared again with another seed: what is now its test split was partly trained on."""
+    scales = [replace(scale, unit="log10(GPa)") for scale in SCALES]
+    origin = {"dataset": dataset, "dataset_fingerprint": fingerprint or elastic.fingerprint}
+    model = write_model(tmp_path / "model", scales=scales, **origin)
+    words = ["evaluate", str(model), "--dataset", "elastic_tensor_2015", "--data_dir", str(elastic.path.parent)]
+    assert main(words) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(told) == warned
+    if warned:
+        assert "elastic_tensor_2015 was prepared anew since the model was trained on it (000000000000 is" in told[0]
+        assert "the test split may hold structures it was trained on" in told[0]
+
+
 MISTAKES = [
     ([], "--dataset is needed"),
     (["--dataset", "nowhere"], "data set 'nowhere' is neither registered nor prepared"),
