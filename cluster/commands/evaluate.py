@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from cluster.prediction.scoring import Scored
     from crystalformer.artifact import TargetScale
 
+_log = logging.getLogger(__name__)
+
 HELP = "compare a trained model's predictions with a data set"
 
 WORST = 5
@@ -25,20 +28,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, on which split of which data set, and where to draw it."""
     from cluster.commands.options import add_data_dir, add_device
 
-    parser.add_argument("model", metavar="MODEL", type=there, help="model folder, such as runs/NAME/model, also s3://...")
+    parser.add_argument(
+        "model", metavar="MODEL", type=there, help="model folder, such as runs/NAME/model, also s3://..."
+    )
     parser.add_argument(
         "--dataset", metavar="NAME", help="data set that has the model's targets (default: the one it was trained on)"
     )
     parser.add_argument("--split", choices=SPLITS, default="test", help="part of the data set (default test)")
-    parser.add_argument(
-        "--plot", metavar="FILE", type=lasting, help="also draw predictions over true values, e.g. parity.png"
+    drawing = parser.add_mutually_exclusive_group()
+    drawing.add_argument(
+        "--plot",
+        metavar="FILE",
+        type=lasting,
+        help="where predictions are drawn over true values (default: parity-NAME-SPLIT.png in this folder)",
     )
+    drawing.add_argument("--no_plot", action="store_true", help="draw nothing")
     add_data_dir(parser)
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the errors. UserError or DataError for a model or data set that cannot be used."""
+    """Print the errors and draw. UserError or DataError for a model, data set or FILE that cannot be used."""
+    if args.plot is not None:
+        check_plot(Path(args.plot))
     from cluster.prediction.predict import load_predictor, pick_device
     from cluster.prediction.scoring import score_split
 
@@ -52,9 +64,8 @@ def run(args: argparse.Namespace) -> None:
     say(f"{scored.dataset} {args.split}: {len(scored.ids)} crystals")
     for column, target in enumerate(targets):
         say("\n".join(["", *summary(scored, column, target)]))
-    if args.plot is not None:
-        draw(Path(args.plot), scored, targets)
-        say(f"\nplot      {args.plot}")
+    if not args.no_plot:
+        plot(args.plot, scored, args.split, targets)
 
 
 def summary(scored: Scored, column: int, target: TargetScale) -> list[str]:
@@ -83,12 +94,36 @@ def summary(scored: Scored, column: int, target: TargetScale) -> list[str]:
     return lines
 
 
+def plot(file: str | None, scored: Scored, split: str, targets: tuple[TargetScale, ...]) -> None:
+    """Draw and say where. UserError where a FILE that was asked for cannot be written, else a warning."""
+    place = Path(lasting(f"parity-{scored.dataset}-{split}.png") if file is None else file)
+    try:
+        draw(place, scored, targets)
+    except (OSError, ValueError) as error:
+        if file is not None:
+            raise _no_plot(place, error) from error
+        _log.warning("no plot: %s: %s", place, getattr(error, "strerror", None) or error)
+        return
+    say(f"\nplot      {place}")
+
+
 def draw(file: Path, scored: Scored, targets: tuple[TargetScale, ...]) -> None:
-    """Draw predictions over true values. UserError where it cannot be written."""
+    """Draw predictions over true values. OSError or ValueError where it cannot be written."""
     from cluster.prediction.plots import plot_parity  # matplotlib is slow to import
 
     units = {target.name: target.unit for target in targets}
+    plot_parity(file, list(units), units, scored.truth, scored.prediction)
+
+
+def check_plot(file: Path) -> None:
+    """UserError where no picture can be written there: told before the predictions, which may take long."""
+    from cluster.prediction.plots import check_place
+
     try:
-        plot_parity(file, list(units), units, scored.truth, scored.prediction)
+        check_place(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"--plot {file}: {getattr(error, 'strerror', None) or error}") from error
+        raise _no_plot(file, error) from error
+
+
+def _no_plot(file: Path, error: OSError | ValueError) -> UserError:
+    return UserError(f"--plot {file}: {getattr(error, 'strerror', None) or error}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,6 +135,18 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 def _pretty(unit: str) -> str:
     """The unit with log10's base set low, and a dollar as it is: to Matplotlib it would begin a formula."""
     return unit.replace("$", r"\$").replace("log10", "log$_{10}$").replace("^-1", "$^{-1}$")
+
+
+def check_place(path: Path) -> None:
+    """Nothing where a picture can be written to ``path``. OSError or ValueError say what is in the way."""
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if path.suffix.lstrip(".") not in known:
+        raise ValueError(f"must end in one of {', '.join(f'.{name}' for name in sorted(known))}")
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    with tempfile.TemporaryFile(dir=folder):  # what the rights to a folder say is not all: it may be read-only
+        pass
 
 
 def _save(figure: Figure, path: str | Path) -> None:

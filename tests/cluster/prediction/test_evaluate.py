@@ -16,6 +16,12 @@ from tests.cluster.trained import SCALES, write_model
 CPU = pick_device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def inside(tmp_path, monkeypatch):
+    """Where pictures are drawn."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model folder as a run on elastic_tensor_2015 leaves one; how well it predicts plays no part here."""
@@ -99,11 +105,50 @@ def test_the_elements_of_a_split_are_those_of_its_formulas(model, elastic):
 
 def test_the_picture(model, elastic, tmp_path, capsys):
     words = ["evaluate", str(model), "--data_dir", str(elastic.path.parent), "--split", "val"]
-    assert main([*words, "--plot", str(tmp_path / "parity.png")]) == 0
-    assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out.endswith(f"plot      {tmp_path / 'parity.png'}\n")
-    assert main([*words, "--plot", str(tmp_path / "parity.xyz")]) == 2
-    assert "error: --plot" in capsys.readouterr().err
+    assert main([*words, "--plot", str(tmp_path / "new" / "parity.png")]) == 0
+    assert (tmp_path / "new" / "parity.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.endswith(f"plot      {tmp_path / 'new' / 'parity.png'}\n")
+    assert main([*words, "--no-plot"]) == 0
+    assert "plot" not in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_picture_is_drawn_unless_told_otherwise(model, elastic, tmp_path, monkeypatch, capsys):
+    """In this folder, in a Ray job where it lasts; where that cannot be written, the numbers are there all the same."""
+    words = ["evaluate", str(model), "--data_dir", str(elastic.path.parent), "--split", "val"]
+    name = "parity-elastic_tensor_2015-val.png"
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert told.endswith(f"\nplot      {name}\n") and (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setenv("CRYSTALFORMER_HOME", str(tmp_path / "home"))
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith(f"\nplot      {tmp_path / 'home' / name}\n")
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setenv("CRYSTALFORMER_HOME", str(tmp_path / "taken"))
+    assert main(words) == 0
+    answer = capsys.readouterr()
+    assert answer.out == told[: told.index("\nplot ")]
+    assert answer.err.splitlines()[-1].startswith(f"warning: no plot: {tmp_path / 'taken' / name}: ")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("parity.xyz", "must end in one of ."),
+        ("parity", "must end in one of ."),
+        ("folder.png", "Is a directory"),
+        ("taken/parity.png", "Not a directory"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_told_before_the_work(
+    file, message, model, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setattr("cluster.prediction.scoring.score_split", None)
+    assert main(["evaluate", str(model), "--plot", file]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --plot {file}: {message}") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -135,6 +180,7 @@ MISTAKES = [
     (["--dataset", "flla_2015"], "shear"),
     (["--dataset", "elastic_tensor_2015"], "has bulk in log10(GPa), but the model predicts GPa"),
     (["--split", "all"], "invalid choice: 'all'"),
+    (["--plot", "a.png", "--no-plot"], "argument --no_plot: not allowed with argument --plot"),
 ]
 
 
