@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", metavar="CHECKPOINT", type=there, help="the authors' torch file; with --to_reference a folder"
     )
     parser.add_argument(
-        "out", metavar="OUT", type=lasting, help="folder that gets model/ and model-swa/, or the file to write"
+        "out",
+        metavar="OUT",
+        type=lasting,
+        help="folder that gets model/ and model-swa/, or the file to write; none of them may be there yet",
     )
     parser.add_argument(
         "--to_reference", action="store_true", help="write the authors' torch file of a model or run folder"
@@ -50,7 +53,10 @@ def run(args: argparse.Namespace) -> None:
         to_file(args.source, Path(args.out))
         say(f"written   {args.out}")
         return
-    for folder in to_folders(Path(args.source), Path(args.out), given, named_targets(args.named)):
+    converted = to_folders(Path(args.source), Path(args.out), given, named_targets(args.named))
+    for line in converted.remarks:
+        say(line)
+    for folder in converted.folders:
         say(f"written   {folder}")
 
 

@@ -39,6 +39,13 @@ _OURS: Mapping[str, tuple[object, ...]] = {
 }
 """Settings of theirs that this model does not have, and the values at which theirs is this model."""
 
+_OURS_ALONE = frozenset({"cutoff_sigmas"})
+"""Settings of ModelConfig that theirs do not have: how exactly their infinite sums are taken."""
+
+_RECIPROCAL = frozenset({"scale_reci", "gauss_lb_reci"})
+_RADIAL = frozenset({"value_pe_dist_max", "value_pe_width_scale", "value_pe_headed"})
+"""Settings that play no part in every model: only in one of reciprocal space, or with radial projections."""
+
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 _HEAD = re.compile(r"(?:mlp|proj_before_pooling)\.(\d+)\.weight")
 _FIRST = "encoder.layers.0."
@@ -46,14 +53,16 @@ _FIRST = "encoder.layers.0."
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReferenceCheckpoint:
-    """An authors' file: weights by our folder's name, under their keys; mean and std (T,) of the targets.
+    """An authors' file: weights by our folder's name, under their keys; mean and std (T,) of the targets, if told.
 
-    settings: those of ModelConfig that the file tells. targets: their names, where it tells them.
+    settings: those of ModelConfig that the file tells. targets: their names, where it tells them. not_averaged:
+    whether it has a place for averaged weights that holds the initial ones, as before the epochs that are averaged.
     """
 
     weights: dict[str, dict[str, Tensor]]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    not_averaged: bool
     settings: dict[str, Any]
     targets: tuple[str, ...]
 
@@ -77,10 +86,18 @@ def read_reference_file(path: Path) -> ReferenceCheckpoint:
             raise UserError(f"{path}: {key!r} is under none of {known}")
     if not weights["model"]:
         raise UserError(f"{path}: holds no weights under model.*")
+    scales = [key for key in ("target_mean", "target_std") if key in state]
+    if len(scales) == 1:
+        raise UserError(f"{path}: holds {scales[0]!r} alone; target_mean and target_std belong together")
+    counted = state.get("swa_model.n_averaged")
+    not_averaged = bool(weights["model-swa"]) and counted is not None and not bool(counted.any())
+    if not_averaged:
+        del weights["model-swa"]
     return ReferenceCheckpoint(
         weights={name: part for name, part in weights.items() if part},
-        mean=_numbers(state, "target_mean", 0.0, path),
-        std=_numbers(state, "target_std", 1.0, path),
+        mean=_numbers(state, "target_mean", path),
+        std=_numbers(state, "target_std", path),
+        not_averaged=not_averaged,
         **_told(content.get("hyper_parameters"), path),
     )
 
@@ -106,10 +123,10 @@ def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _numbers(state: Mapping[str, Tensor], key: str, default: float, path: Path) -> tuple[float, ...]:
-    """The numbers of a tensor; ``default`` where it is not there."""
+def _numbers(state: Mapping[str, Tensor], key: str, path: Path) -> tuple[float, ...] | None:
+    """The numbers of a tensor; None where it is not there."""
     if key not in state:
-        return (default,)
+        return None
     values = state[key].double().reshape(-1)
     if not bool(torch.isfinite(values).all()):
         raise UserError(f"{path}: {key!r} must hold finite numbers, got {values.tolist()}")
@@ -179,16 +196,27 @@ def _head_widths(weights: Mapping[str, Tensor]) -> list[int]:
     return [width for _, _, width in sorted(matrices)]
 
 
-def to_folders(path: Path, out: Path, given: Mapping[str, Any], targets: Sequence[tuple[str, str]]) -> list[Path]:
-    """Write ``out/model`` and, where averaged weights are there, ``out/model-swa``; gives their paths.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Converted:
+    """The model folders that were written, and lines on what was assumed or left out."""
+
+    folders: list[Path]
+    remarks: list[str]
+
+
+def to_folders(path: Path, out: Path, given: Mapping[str, Any], targets: Sequence[tuple[str, str]]) -> Converted:
+    """Write ``out/model`` and, where averaged weights are there, ``out/model-swa``.
 
     given: settings of ModelConfig that neither shapes nor the file's own settings tell, or that go before these.
     targets: their names and units; those of the file, or made-up ones, where there are none. UserError names the
-    first tensor or setting that does not fit, before anything is written.
+    first tensor or setting that does not fit, or a folder that is there, before anything is written.
     """
+    for name in PREFIXES:
+        _refuse_existing(out / name)
     checkpoint = read_reference_file(path)
     try:
-        config = ModelConfig(**infer_settings(checkpoint.weights["model"], {**checkpoint.settings, **given}))
+        known = infer_settings(checkpoint.weights["model"], {**checkpoint.settings, **given})
+        config = ModelConfig(**known)
         card = ModelCard(model=config, targets=_scales(checkpoint, config.num_targets, targets))
         ours = {name: _converted(config, weights) for name, weights in checkpoint.weights.items()}
     except (KeyError, ValueError) as error:
@@ -199,7 +227,30 @@ def to_folders(path: Path, out: Path, given: Mapping[str, Any], targets: Sequenc
             save_model(out / name, ModelCard(model=card.model, targets=card.targets, provenance=provenance), state)
         except OSError as error:
             raise UserError(f"{out / name}: {error.strerror or error}") from error
-    return [out / name for name in ours]
+    return Converted(folders=[out / name for name in ours], remarks=_remarks(checkpoint, config, known))
+
+
+def _remarks(checkpoint: ReferenceCheckpoint, config: ModelConfig, known: Mapping[str, Any]) -> list[str]:
+    """What nothing told and the defaults were taken for, and that there were no averaged weights."""
+    settled = {*known, *_OURS_ALONE}
+    settled |= _RECIPROCAL if config.domain == "real" else set()
+    settled |= set() if config.value_pe_dist_real else _RADIAL
+    values = {name: value for name, value in config.to_dict().items() if name not in settled}
+    if checkpoint.mean is None:
+        values |= {"target_mean": 0, "target_std": 1}
+    words = [
+        f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}" for name, value in values.items()
+    ]
+    remarks = [f"assumed: {', '.join(words)} (neither file nor options tell)"] if words else []
+    if checkpoint.not_averaged:
+        remarks.append("no model-swa: the file's averaged weights are the initial ones (swa_model.n_averaged is 0)")
+    return remarks
+
+
+def _refuse_existing(place: Path) -> None:
+    """UserError where something is there: trained weights and inputs are not written over."""
+    if os.path.lexists(place):
+        raise UserError(f"{place}: exists; choose another OUT or delete it")
 
 
 def _converted(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -215,7 +266,10 @@ def _scales(
     named = list(targets) or [(name, "") for name in told]
     if len(named) != count:
         raise UserError(f"targets must be {count}, as the weights predict, got {', '.join(n for n, _ in named)}")
-    columns = {"target_mean": checkpoint.mean, "target_std": checkpoint.std}
+    columns = {
+        "target_mean": (0.0,) if checkpoint.mean is None else checkpoint.mean,
+        "target_std": (1.0,) if checkpoint.std is None else checkpoint.std,
+    }
     for key, values in columns.items():
         if len(values) not in (1, count):
             raise UserError(f"{key!r} holds {len(values)} numbers for {count} targets")
@@ -231,8 +285,12 @@ def to_file(location: str, out: Path) -> None:
 
     With the settings, as Lightning has them beside the weights, which alone do not tell pooling, widths or domains.
 
-    location: a path or a URI such as s3://bucket/runs/NAME.
+    location: a path or a URI such as s3://bucket/runs/NAME. UserError for a model that cannot be read, and where
+    ``out`` is there or cannot be written.
     """
+    if not out.name or out.is_dir():
+        raise UserError(f"{out}: must be the name of a file to write")
+    _refuse_existing(out)
     with local_folder(location, "CHECKPOINT") as folder:
         _write_reference(folder, out)
 
@@ -251,8 +309,6 @@ def _write_reference(folder: Path, out: Path) -> None:
         state |= {PREFIXES[name] + key: value.clone() for key, value in to_reference(predictor.model).items()}
     if "model-swa" in folders:
         state["swa_model.n_averaged"] = torch.tensor(1)  # torch's AveragedModel, which holds theirs, asks for it
-    if not out.name or out.is_dir():
-        raise UserError(f"{out}: must be the name of a file to write")
     partial = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

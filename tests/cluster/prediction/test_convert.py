@@ -120,6 +120,83 @@ def test_best_and_averaged_weights_stay_apart_and_targets_get_their_names(tmp_pa
     assert best.card.provenance == {"converted_from": "theirs.ckpt", "weights": "model"}
 
 
+def test_weights_that_were_never_averaged_are_left_out(tmp_path, capsys):
+    """Theirs keeps a copy of the initial weights there until the epochs that are averaged begin."""
+    vectors = golden.load("real_k16")
+    file, _ = checkpoint(vectors, tmp_path / "early.ckpt", **{"swa_model.n_averaged": torch.tensor(0)})
+    assert main(["convert", str(file), str(tmp_path / "ours"), *options(vectors.config)]) == 0
+    assert [path.name for path in (tmp_path / "ours").iterdir()] == ["model"]
+    told = capsys.readouterr().out.splitlines()[-2:]
+    reason = "the file's averaged weights are the initial ones (swa_model.n_averaged is 0)"
+    assert told == [f"no model-swa: {reason}", f"written   {tmp_path / 'ours' / 'model'}"]
+
+
+SILENT = "domain real, {}gauss_lb_real 0.5, positive_func elu=0.1, value_pe_dist_max -10.0, value_pe_width_scale 1.0"
+
+
+@pytest.mark.parametrize(
+    ("dropped", "words", "assumed"),
+    [
+        ((), [], f"{SILENT.format('scale_real 1.4, ')}, pooling avr, pre_pooling_op no"),
+        ((), ["--scale_real", "2", "--pooling", "max"], f"{SILENT.format('')}, pre_pooling_op no"),
+        (
+            ("target_mean", "target_std"),
+            ["--pooling", "avr", "--pre_pooling_op", "no"],
+            f"{SILENT.format('scale_real 1.4, ')}, target_mean 0, target_std 1",
+        ),
+    ],
+    ids=["weights alone", "some settings given", "no scale of the targets"],
+)
+def test_what_the_weights_do_not_tell_is_said_to_be_assumed(dropped, words, assumed, tmp_path, capsys):
+    file, _ = checkpoint(golden.load("real_k16"), tmp_path / "theirs.ckpt")
+    content = torch.load(file, weights_only=True)
+    for key in dropped:
+        del content["state_dict"][key]
+    torch.save(content, file)
+    assert main(["convert", str(file), str(tmp_path / "ours"), *words]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"assumed: {assumed} (neither file nor options tell)"
+
+
+def test_nothing_is_assumed_where_all_is_told(tmp_path, capsys):
+    ours = write_model(tmp_path / "a")
+    assert main(["convert", str(ours), str(tmp_path / "theirs.ckpt"), "--to_reference"]) == 0
+    capsys.readouterr()
+    assert main(["convert", str(tmp_path / "theirs.ckpt"), str(tmp_path / "b")]) == 0
+    assert capsys.readouterr().out == f"written   {tmp_path / 'b' / 'model'}\n"
+
+
+@pytest.mark.parametrize("key", ["target_mean", "target_std"])
+def test_a_mean_without_its_deviation_is_refused(key, tmp_path, capsys):
+    file, _ = checkpoint(golden.load("real_k16"), tmp_path / "theirs.ckpt")
+    content = torch.load(file, weights_only=True)
+    del content["state_dict"][key]
+    torch.save(content, file)
+    assert main(["convert", str(file), str(tmp_path / "ours")]) == 2
+    error = capsys.readouterr().err
+    assert "alone; target_mean and target_std belong together" in error and error.count("\n") == 1
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("taken", ["model", "model-swa"])
+def test_trained_weights_are_not_written_over(taken, tmp_path, capsys):
+    file, _ = checkpoint(golden.load("real_k16"), tmp_path / "theirs.ckpt")
+    trained = write_model(tmp_path / "night" / taken)
+    before = {path.name: path.read_bytes() for path in trained.iterdir()}
+    assert main(["convert", str(file), str(tmp_path / "night")]) == 2
+    assert capsys.readouterr().err == f"error: {trained}: exists; choose another OUT or delete it\n"
+    assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
+    assert [path.name for path in (tmp_path / "night").iterdir()] == [taken]
+
+
+def test_a_file_is_not_written_over(tmp_path, capsys):
+    """As where OUT is forgotten and the next word is an input of another command."""
+    ours, file = write_model(tmp_path / "a"), tmp_path / "a.cif"
+    file.write_text("data_x\n")
+    assert main(["convert", str(ours), str(file), "--to-reference"]) == 2
+    assert capsys.readouterr().err == f"error: {file}: exists; choose another OUT or delete it\n"
+    assert file.read_text() == "data_x\n"
+
+
 def test_a_single_model_folder_goes_there_and_back(tmp_path):
     ours = write_model(tmp_path / "a")
     assert main(["convert", str(ours), str(tmp_path / "theirs.ckpt"), "--to_reference"]) == 0

@@ -114,7 +114,7 @@ def test_the_picture(model, elastic, tmp_path, capsys):
 
 
 def test_a_picture_is_drawn_unless_told_otherwise(model, elastic, tmp_path, monkeypatch, capsys):
-    """In this folder, in a Ray job where it lasts; where that cannot be written, the numbers are there all the same."""
+    """In this folder, in a Ray job where it lasts; where it cannot be written, the numbers are there still."""
     words = ["evaluate", str(model), "--data_dir", str(elastic.path.parent), "--split", "val"]
     name = "parity-elastic_tensor_2015-val.png"
     assert main(words) == 0
