@@ -72,6 +72,12 @@ class ModelCard:
             raise ValueError(f"targets must be {self.model.num_targets}, got {len(self.targets)}")
         if not isinstance(self.provenance, Mapping):
             raise ValueError(f"provenance must be a mapping, got {self.provenance!r}")
+        symbols = self.provenance.get("elements", ())
+        if not isinstance(symbols, list | tuple) or not all(isinstance(symbol, str) for symbol in symbols):
+            raise ValueError(f"provenance's elements must be a list of symbols, got {symbols!r:.80}")
+        dataset = self.provenance.get("dataset", "")
+        if not isinstance(dataset, str):
+            raise ValueError(f"provenance's dataset must be a text, got {dataset!r:.80}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -16,7 +16,7 @@ from cluster.ahead import ahead
 from cluster.data.feed import batch_of_crystals
 from cluster.errors import UserError
 from cluster.prediction.answers import Cell
-from cluster.prediction.seen import Seen
+from cluster.prediction.seen import Seen, elements_of
 from cluster.run.report import labelled
 from cluster.run.storage import local_folder
 from crystalformer.artifact import CONFIG, WORK_AT_ONCE, Predictor, batch_work, load_model
@@ -78,6 +78,10 @@ class Ensemble:
             targets = tuple((target.name, target.unit) for target in model.card.targets)
             if targets != self.targets:
                 raise UserError(f"{folder} predicts {_listed(targets)}, but {folders[0]} {_listed(self.targets)}")
+            try:
+                elements_of(model.card)
+            except ValueError as error:
+                raise UserError(f"{folder}: {CONFIG}: provenance's elements: {error}") from error
         self.seen = Seen.by_all([model.card for model in self._models])
         self.wave_radius = max(model.card.model.wave_radius for model in self._models)
         self.radii = sorted({model.card.model.neighbor_radius for model in self._models} - {0.0})

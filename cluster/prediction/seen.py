@@ -41,6 +41,11 @@ def seen_in(table: StructureTable) -> tuple[tuple[str, ...], TrainRanges]:
     return tuple(symbol_of(number) for number in sorted(numbers - {0})), ranges
 
 
+def elements_of(card: ModelCard) -> set[int]:
+    """Atomic numbers of what a model was trained on; none where its card does not say. ValueError for no element."""
+    return {number_of(symbol) for symbol in card.provenance.get("elements", ())}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
     """What every one of several models saw; None where one of them does not say."""
@@ -50,8 +55,8 @@ class Seen:
 
     @classmethod
     def by_all(cls, cards: Sequence[ModelCard]) -> Self:
-        """The elements and ranges that all the cards share."""
-        elements = [{number_of(symbol) for symbol in card.provenance.get("elements", ())} for card in cards]
+        """The elements and ranges that all the cards share. ValueError where one names no element."""
+        elements = [elements_of(card) for card in cards]
         ranges = [card.ranges for card in cards if card.ranges is not None]
         return cls(
             elements=frozenset(set.intersection(*elements)) if all(elements) else None,

@@ -316,6 +316,27 @@ def test_mistakes_are_one_line_and_status_2(words, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"elements": 5}, "config.json: provenance's elements must be a list of symbols, got 5"),
+        ({"elements": "NaCl"}, "config.json: provenance's elements must be a list of symbols, got 'NaCl'"),
+        ({"elements": ["Na", 17]}, "config.json: provenance's elements must be a list of symbols, got ['Na', 17]"),
+        ({"elements": ["Na", "Xx"]}, "config.json: provenance's elements: unknown element 'Xx'"),
+        ({"dataset": ["a"]}, "config.json: provenance's dataset must be a text, got ['a']"),
+    ],
+    ids=str,
+)
+def test_a_card_of_another_shape_is_one_line(said, message, tmp_path, capsys):
+    model = write_model(tmp_path / "model")
+    card = json.loads((model / "config.json").read_text())
+    card["provenance"] |= said
+    (model / "config.json").write_text(json.dumps(card))
+    assert main(["predict", str(model), "files"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {model}") and error.endswith(f"{message}\n") and error.count("\n") == 1
+
+
 def test_models_of_other_targets_do_not_mix(tmp_path, capsys):
     other = write_model(tmp_path / "other")
     config = other / "config.json"
