@@ -55,8 +55,8 @@ down: $(READY) ## stop what make dashboard started
 test: $(READY) ## the tests; more files at once on a larger machine: ARGS="-n 4 --dist loadfile"
 	@$(BIN)/python -m pytest $(ARGS)
 
-lint: $(READY) ## ruff
-	@$(BIN)/ruff check .
+lint: $(READY) ## ruff: its rules and its layout
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
 
 types: $(READY) ## mypy, strict
 	@$(BIN)/mypy

@@ -10,6 +10,14 @@ class UserError(ValueError):
     """
 
 
+def in_a_line(error: BaseException) -> str:
+    """Its kind and the last line of what it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "errors.pydantic.dev" in lines[-1]:  # as of DeepSpeed's settings: key, problem, address of a manual
+        lines = [": ".join(lines[-3:-1])]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+
+
 class Incomplete(Exception):  # what could be done was done
     """Done but for some of the inputs, each of which has been told; the command line prints how many."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +14,18 @@ import optuna
 import ray
 from optuna.study import Study
 from ray.exceptions import RayError
-from ray.tune import PlacementGroupFactory
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sqlalchemy.exc import SQLAlchemyError
 
-from cluster.driver.room import alive_nodes, worker_share, workers_that_fit
+from cluster.driver.trainer import MAX_WAVE_RADIUS
 from cluster.errors import RunFailed, UserError
 from cluster.interrupts import Interrupts, RunStopped
-from cluster.session import autoscaled, ray_session, require_told
+from cluster.session import ray_session
 from cluster.settings.config import TrainConfig
 from cluster.settings.deepspeed_config import overlay_of
 from data_pipeline.prepared import PreparedDataset
 from tune.book import Book, TrialRecord, exhausted, records
+from tune.capacity import awaited_capacity
 from tune.data import SearchData, search_data
 from tune.fit import TUNE_FOLDER, Fit
 from tune.folder import TRIALS_FOLDER, Search, begin, has_begun, locked, refuse_taken
@@ -40,13 +40,6 @@ POLL_SECONDS = 0.25
 STOP_SECONDS = 8.0
 """Before the end trials get this long to write checkpoints and stop; what is in a longer step is killed then."""
 
-OUTER_CPUS = 0.0001
-"""What a trial takes beside its workers, where they are processes of their own: enough to keep it off nodes that take
-no work."""
-
-SHARE = 0.99
-"""What such workers reserve of their CPUs; the rest has room for the processes beside them, on whichever node."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchResult:
@@ -58,17 +51,6 @@ class SearchResult:
     unit: str
     finished: bool
     """Whether all trials of the search have ended, or all there can be."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Capacity:
-    """What a trial takes, and how many fit."""
-
-    resources: PlacementGroupFactory
-    config: Mapping[str, Any]
-    """Settings of the workers that follow from it."""
-    threads: int
-    trials: int
 
 
 def search(plan: Search, *, patient: bool = False) -> SearchResult:
@@ -86,7 +68,7 @@ def search(plan: Search, *, patient: bool = False) -> SearchResult:
             if not plan.config.run.resume:
                 # What is refused must be refused before the search has begun, or its name could not be used again.
                 stack.enter_context(ray_session())
-                _capacity(plan)
+                awaited_capacity(plan)
             study = _study(plan, data)
             if not plan.config.run.resume:
                 begin(plan)
@@ -164,11 +146,13 @@ def _run(plan: Search, data: SearchData, study: Study, stack: ExitStack) -> int 
     progress = SearchProgress(plan, units[plan.objective])
 
     def refuse(config: TrainConfig) -> str | None:
-        radius = config.model.neighbor_radius
+        radius, wave_radius = config.model.neighbor_radius, config.model.wave_radius
         if radius > plan.options.max_radius:
             return (
                 f"not run: its neighbours reach {radius:.1f} Å, farther than max_radius {plan.options.max_radius:g}"
             )
+        if wave_radius > MAX_WAVE_RADIUS:
+            return f"not run: its wave vectors reach {wave_radius:.1f} 1/Å, farther than {MAX_WAVE_RADIUS:g}"
         if config.data.batch_size > data.rows:
             return f"not run: batch_size {config.data.batch_size} is more than the {data.rows} training crystals"
         return None
@@ -186,7 +170,7 @@ def _run(plan: Search, data: SearchData, study: Study, stack: ExitStack) -> int 
     if book.over:
         return None
     stack.enter_context(ray_session())
-    capacity = _capacity(plan)
+    capacity = awaited_capacity(plan)
     progress.begin(book.ended_trials, capacity.trials)
     library = _library(plan, data.dataset)
     setup = TrialSetup(
@@ -230,40 +214,4 @@ def _library(plan: Search, dataset: PreparedDataset) -> Any:  # noqa: ANN401 - a
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Library.options(scheduling_strategy=here).remote(  # type: ignore[attr-defined]  # made by ray.remote
         dataset, plan.config.data.target, plan.config.model.neighbor_radius, plan.config.data.memory_limit_mb
-    )
-
-
-def _capacity(plan: Search) -> Capacity:
-    """How many trials run at once: as many as have room for all their workers, so that none waits for another's.
-
-    Whether workers have GPUs and how many CPUs is reckoned as for a run (cluster/driver/room.py); trials are told.
-    """
-    scale, nodes = plan.config.scale, alive_nodes()
-    workers, fit = scale.num_workers, plan.options.concurrent or 0
-    share = worker_share(scale, nodes, at_most=1.0)
-    cpus = share.cpus
-    if autoscaled():
-        told = plan.options.concurrent
-        require_told(device=scale.device, cpus_per_worker=scale.cpus_per_worker, concurrent=told)
-    else:
-        gpus = sum(node.gpus for node in nodes)
-        if share.gpu and gpus < workers.fewest:
-            raise UserError(f"device cuda: a trial's {workers} workers need a GPU each, the cluster has {gpus:g}")
-        room = workers_that_fit(nodes, cpus, gpu=share.gpu) if cpus else 0
-        if room < workers.fewest:
-            total = sum(node.cpus for node in nodes)
-            raise UserError(
-                f"cpus_per_worker {cpus:g}: a trial of {workers} workers does not fit the cluster's {total:g} CPUs"
-            )
-        fit = max(1, room // workers.most)
-    reserved = cpus if workers.most == 1 else max(int(1e4 * SHARE * cpus), 1) / 1e4
-    return Capacity(
-        resources=PlacementGroupFactory([share.resources if workers.most == 1 else {"CPU": OUTER_CPUS}]),
-        config={
-            "cpus_per_worker": reserved,
-            "threads_per_worker": share.threads,
-            "device": "cuda" if share.gpu else "cpu",
-        },
-        threads=share.threads,
-        trials=min(fit, plan.options.concurrent or fit),
     )

@@ -33,9 +33,10 @@ from cluster.data.feed import TargetScaling
 from cluster.run.report import METRICS_FILE, json_ready, read_metrics
 from cluster.run.storage import RunStore
 from cluster.settings.config import CONFIG_FILE, TrainConfig, save_yaml
-from cluster.worker.loop import Job, Worker, prepare_process
+from cluster.worker.loop import Job, Worker
 from cluster.worker.machine import Place
 from cluster.worker.monitor import Message
+from cluster.worker.process import prepare_process
 from cluster.worker.saving import PREFIX
 from tune.failures import of_every_trial, told, without_data
 from tune.folder import TRIALS_FOLDER

@@ -11,7 +11,7 @@ import ray
 from ray.train.torch import TorchTrainer
 
 from cluster.driver.actors import kill_actors
-from cluster.errors import RunFailed
+from cluster.errors import RunFailed, in_a_line
 
 END_SECONDS = 10.0
 """For Ray Train to end once its controller is killed."""
@@ -74,12 +74,5 @@ def _reason(error: Exception) -> str:
     first = next(iter(failures.items()), None) if failures else None
     if first is not None:
         rank, error = first
-        return f"worker {rank}: {_last_line(error)}"
-    return _last_line(getattr(error, "controller_failure", error))
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and "errors.pydantic.dev" in lines[-1]:  # as of DeepSpeed's settings: key, problem, address of a manual
-        lines = [": ".join(lines[-3:-1])]
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+        return f"worker {rank}: {in_a_line(error)}"
+    return in_a_line(getattr(error, "controller_failure", error))

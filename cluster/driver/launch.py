@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ from cluster.driver.recorder import Recorder
 from cluster.driver.room import (
     WorkerResources,
     alive_nodes,
+    awaited,
     described,
     grows,
     share_of,
@@ -31,21 +31,18 @@ from cluster.driver.snapshot import mend_snapshot
 from cluster.driver.waiting import Waiting
 from cluster.errors import RunFailed, UserError
 from cluster.interrupts import Interrupts, RunStopped
-from cluster.log import say
 from cluster.run.storage import RunStore
 from cluster.session import autoscaled, own_session, require_told
 from cluster.settings.config import TrainConfig
 from cluster.worker.fine_tuning import load_initial
-from cluster.worker.loop import Job, run_worker
+from cluster.worker.loop import Job
 from cluster.worker.monitor import Message, Monitor
+from cluster.worker.process import run_worker
 from cluster.worker.process_group import Joined, process_group
 
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
-
-NODES_SECONDS = 2.0
-"""Nodes that are waited for are counted this often."""
 
 AnyTables = SplitTables | SharedTables | TablesOnDisk
 
@@ -183,21 +180,9 @@ class _Trainer(TorchTrainer):
 
 def awaited_resources(config: TrainConfig) -> WorkerResources:
     """``worker_resources``, waiting up to ``wait_minutes`` for nodes: after a cluster's head they come one by one."""
-    deadline = time.monotonic() + 60 * config.scale.wait_minutes
-    told = False
-    while True:
-        try:
-            found = worker_resources(config)
-        except UserError as problem:
-            if time.monotonic() >= deadline:
-                raise
-            if not told:
-                say(f"waiting up to {config.scale.wait_minutes:g} min for nodes: {problem}")
-            told = True
-            time.sleep(NODES_SECONDS)
-        else:
-            _tell_of_idle_gpus(config, found)
-            return found
+    found = awaited(lambda: worker_resources(config), config.scale.wait_minutes)
+    _tell_of_idle_gpus(config, found)
+    return found
 
 
 def _tell_of_idle_gpus(config: TrainConfig, found: WorkerResources) -> None:

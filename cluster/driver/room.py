@@ -6,17 +6,25 @@ All of it is reckoned in ten-thousandths of a CPU, as Ray does: 0.3 CPUs are a t
 from __future__ import annotations
 
 import math
+import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import ray
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
+from cluster.errors import UserError
+from cluster.log import say
 from cluster.session import autoscaled
 from cluster.settings.sections import ScaleConfig
+
+Found = TypeVar("Found")
+
+NODES_SECONDS = 2.0
+"""Nodes that are waited for are counted this often."""
 
 _PARTS = 10_000
 """Of a CPU."""
@@ -54,13 +62,33 @@ class WorkerResources:
         return self.resources["CPU"]
 
 
+def awaited(find: Callable[[], Found], minutes: float) -> Found:
+    """What ``find`` gives once it raises UserError, for want of nodes, no longer; the error after so many minutes."""
+    deadline = time.monotonic() + 60 * minutes
+    told = False
+    while True:
+        try:
+            return find()
+        except UserError as problem:
+            if time.monotonic() >= deadline:
+                raise
+            if not told:
+                say(f"waiting up to {minutes:g} min for nodes: {problem}")
+            told = True
+        time.sleep(NODES_SECONDS)
+
+
 def worker_share(scale: ScaleConfig, nodes: Sequence[Node], at_most: float = math.inf) -> WorkerResources:
     """What each worker is to have: CPUs as the settings say, else the most that all workers can, up to ``at_most``.
 
     These are 0 where there is no room at any number; nor is it checked that there are as many GPUs as workers.
+    UserError where the backend asked for is not for the device that ``auto`` is on these nodes.
     """
     workers, gpus = scale.num_workers, sum(node.gpus for node in nodes)
     gpu = scale.device == "cuda" or (scale.device == "auto" and gpus >= workers.fewest)
+    if scale.backend == ("numba" if gpu else "triton"):
+        found = f"device {scale.device} is {'a GPU' if gpu else 'the CPU'} on the cluster's {described(nodes)}"
+        raise UserError(f"backend {scale.backend} is not for it: {found}; allowed are auto, torch and reference")
     cpus = scale.cpus_per_worker
     if cpus is None:
         cpus = min(at_most, cpus_that_fit(nodes, min(workers.most, int(gpus)) if gpu else workers.most, gpu=gpu))

@@ -38,6 +38,9 @@ from data_pipeline.table import StructureTable
 MAX_RADIUS = 100.0
 """Å. Neighbour lists grow with its cube: some 9 MB a crystal here, where the paper's 11.9 Å take 18 KB."""
 
+MAX_WAVE_RADIUS = 20.0
+"""1/Å. The wave vectors grow with its cube: 68 per Å³ of a cell here, where the paper's 3.9 1/Å hold 0.5."""
+
 
 def train(config: TrainConfig) -> RunResult:
     """Prepare the data if needed, train, test, and write the run folder.
@@ -103,9 +106,14 @@ def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
 
 
 def _check_reach(config: TrainConfig) -> None:
-    radius = config.model.neighbor_radius
+    radius, wave_radius = config.model.neighbor_radius, config.model.wave_radius
     if radius > MAX_RADIUS:
         raise UserError(
             "cutoff_sigmas * scale_real / sqrt(gauss_lb_real), the reach of attention, "
             f"must be at most {MAX_RADIUS:g} Å, got {radius:.4g} Å"
+        )
+    if wave_radius > MAX_WAVE_RADIUS:
+        raise UserError(
+            "cutoff_sigmas / (scale_reci * sqrt(gauss_lb_reci)), the reach in reciprocal space, "
+            f"must be at most {MAX_WAVE_RADIUS:g} 1/Å, got {wave_radius:.4g} 1/Å"
         )

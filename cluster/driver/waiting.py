@@ -72,4 +72,3 @@ class Waiting:
 def workers_placed() -> bool:
     """Whether Ray has found room for training workers of this job: it makes them once all have their place."""
     return bool(actors_of(_WORKER_CLASS))
-

@@ -207,9 +207,7 @@ class RunConfig:
     storage_path: str = field(
         default="runs", metadata=about("folder of runs; also s3://... and the like, shared by all nodes")
     )
-    resume: bool = field(
-        default=False, metadata=about("continue run_name from its last checkpoint")
-    )
+    resume: bool = field(default=False, metadata=about("continue run_name from its last checkpoint"))
     auto_resume: bool = field(
         default=False,
         metadata=about("resume where there is a run of that run_name, else start it; for what repeats one command"),

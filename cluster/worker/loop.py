@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import ray.train
-import ray.train.torch
 import torch
 from torch import Tensor
 
@@ -44,7 +40,7 @@ from cluster.worker.coordination import Coordinator, Order
 from cluster.worker.engine import AveragedWeights, Engine, OptimizerState, learning_rate
 from cluster.worker.evaluation import Evaluation, evaluate
 from cluster.worker.fine_tuning import Initial
-from cluster.worker.host import Host, RayTrainHost
+from cluster.worker.host import Host
 from cluster.worker.machine import Place, device_name, peak_memory_mb
 from cluster.worker.metrics import RunMetrics
 from cluster.worker.monitor import Kind
@@ -79,47 +75,6 @@ class Job:
     """DeepSpeed's settings of the user's file."""
     initial: Initial | None = None
     """The model that init_from names."""
-
-
-def run_worker(job: Job) -> None:
-    """Entry point of a Ray Train worker."""
-    config = TrainConfig.from_flat(job.config)
-    context = ray.train.get_context()
-    place = Place(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        device=ray.train.torch.get_device() if config.scale.device != "cpu" else torch.device("cpu"),
-    )
-    prepare_process(config, job.threads, place.device)
-    host = RayTrainHost(job.monitor)
-    if host.failed():  # started once more after a failure that no restart can mend
-        return
-    try:
-        host.see_run_folder(job.config)
-        with closing(Worker(config, job, place, host)) as worker:
-            worker.run()
-    except RunFailed as failure:  # on every worker alike
-        if place.rank == 0:
-            host.send({"kind": "failed", "text": str(failure)})
-    except (UserError, CheckpointError) as error:  # the others may wait for this worker: Ray Train ends them
-        host.send({"kind": "failed", "text": str(error)})
-        host.flush()
-        raise
-    finally:
-        host.flush()
-
-
-def prepare_process(config: TrainConfig, threads: int, device: torch.device) -> None:
-    """Threads, seed and determinism of this process, before a Worker is made in it."""
-    torch.set_num_threads(threads)
-    torch.manual_seed(config.run.seed)
-    os.environ["DS_ACCELERATOR"] = device.type  # or DeepSpeed takes a GPU wherever the machine has one
-    # On a CPU everything used here is deterministic as it is, and torch's switch makes index_add ten times slower.
-    if config.run.deterministic and device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)  # noqa: FBT003 - torch's signature
-        # The switch fills all memory that is asked for empty, a launch each time; what is asked for here is written.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
 
 
 class Worker:

@@ -34,7 +34,7 @@ LOSS_LIMIT = 1e-3
 
 
 def set_as_in_training() -> None:
-    """Torch's switches as a training process on a GPU sets them (cluster.worker.loop.prepare_process needs Ray).
+    """Torch's switches as a training process on a GPU sets them (cluster.worker.process.prepare_process needs Ray).
 
     To be called before anything runs on the GPU: cuBLAS reads its variable once.
     """

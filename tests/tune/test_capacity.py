@@ -9,8 +9,8 @@ import tune  # noqa: F401 - sets Ray's environment
 from cluster.driver.launch import worker_resources
 from cluster.driver.room import WorkerResources
 from cluster.settings.config import TrainConfig
+from tune.capacity import capacity_of
 from tune.folder import new_search
-from tune.search import _capacity
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def reckoned(monkeypatch, tmp_path):
         found = [{"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}} for cpus, gpus in nodes]
         monkeypatch.setattr(ray, "nodes", lambda: found)
         plan = new_search({"target": ["shear"], "storage_path": str(tmp_path), **settings}, {}, datetime.now())
-        capacity = _capacity(plan)
+        capacity = capacity_of(plan)
         return capacity, worker_resources(TrainConfig.from_flat(plan.config.to_flat() | dict(capacity.config)))
 
     return make

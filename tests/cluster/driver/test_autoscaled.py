@@ -6,15 +6,15 @@ from itertools import chain, repeat
 import pytest
 import ray
 
-from cluster.driver import launch
+from cluster.driver import launch, room
 from cluster.driver.launch import worker_resources
 from cluster.driver.room import WorkerResources
 from cluster.errors import UserError
 from cluster.log import setup_logging
 from cluster.prediction.screening import shared_out
 from tests.cluster.small import SMALL, small_config
+from tune.capacity import awaited_capacity, capacity_of
 from tune.folder import new_search
-from tune.search import _capacity
 
 TOLD = {"device": "cuda", "cpus_per_worker": 7.0}
 
@@ -38,7 +38,7 @@ def test_a_run_takes_what_it_is_told(empty):
 
 
 def test_a_search_takes_what_it_is_told(empty, tmp_path):
-    capacity = _capacity(search(tmp_path, {"concurrent": 4}, **TOLD))
+    capacity = capacity_of(search(tmp_path, {"concurrent": 4}, **TOLD))
     assert capacity.trials == 4
     assert capacity.resources.required_resources == {"CPU": 7.0, "GPU": 1.0}
 
@@ -52,7 +52,7 @@ def test_what_is_not_told_is_asked_for(empty, missing):
 
 def test_a_search_has_to_know_how_many_trials_run_at_once(empty, tmp_path):
     with pytest.raises(UserError, match="^concurrent must be given"):
-        _capacity(search(tmp_path, {}, **TOLD))
+        capacity_of(search(tmp_path, {}, **TOLD))
 
 
 def test_without_an_autoscaler_the_nodes_decide(empty, monkeypatch):
@@ -91,7 +91,7 @@ def test_gpus_that_do_not_suffice_are_not_passed_over_in_silence(empty, monkeypa
 
 def test_nodes_that_are_waited_for_may_come_late(empty, monkeypatch, capsys):
     monkeypatch.delenv("RAY_enable_autoscaler_v2")
-    monkeypatch.setattr(launch, "NODES_SECONDS", 0.01)
+    monkeypatch.setattr(room, "NODES_SECONDS", 0.01)
     gpus = chain([0.0, 0.0, 1.0], repeat(2.0))
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 14.0, "GPU": next(gpus)}}])
     assert launch.awaited_resources(small_config(num_workers=2, wait_minutes=1, **TOLD)).gpu
@@ -99,8 +99,19 @@ def test_nodes_that_are_waited_for_may_come_late(empty, monkeypatch, capsys):
     assert capsys.readouterr().out == waiting
 
 
+def test_a_search_waits_for_nodes_too(empty, monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("RAY_enable_autoscaler_v2")
+    monkeypatch.setattr(room, "NODES_SECONDS", 0.01)
+    cpus = chain([0.0], repeat(4.0))
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": next(cpus)}}])
+    plan = search(tmp_path, {}, cpus_per_worker=2, wait_minutes=1)
+    assert awaited_capacity(plan).trials == 2
+    said = "cpus_per_worker 2: a trial of 1 workers does not fit the cluster's 0 CPUs\n"
+    assert capsys.readouterr().out == f"waiting up to 1 min for nodes: {said}"
+
+
 def test_nodes_that_do_not_come_are_not_waited_for_any_longer(empty, monkeypatch):
     monkeypatch.delenv("RAY_enable_autoscaler_v2")
-    monkeypatch.setattr(launch, "NODES_SECONDS", 0.01)
+    monkeypatch.setattr(room, "NODES_SECONDS", 0.01)
     with pytest.raises(UserError, match="2 workers need a GPU each, the cluster has 0"):
         launch.awaited_resources(small_config(num_workers=2, wait_minutes=0.001, **TOLD))

@@ -38,6 +38,10 @@ def _listed(value):
     [
         (["--device", "cuda"], "device cuda: 1 workers need a GPU each, the cluster has 0"),
         (["--batch_size", "5000"], "batch_size must be at most the 944 training crystals, got 5000"),
+        (
+            ["--domain", "reci", "--scale_reci", "0.05"],
+            "the reach in reciprocal space, must be at most 20 1/Å, got 169.7 1/Å",
+        ),
         (["--scale_real", "1000"], "the reach of attention, must be at most 100 Å, got 8485 Å"),
     ],
 )

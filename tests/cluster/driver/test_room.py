@@ -3,6 +3,7 @@
 import pytest
 
 from cluster.driver.room import Node, cpus_that_fit, described, worker_share, workers_that_fit
+from cluster.errors import UserError
 from cluster.settings.sections import ScaleConfig
 
 HEAD_AND_TWO = [Node(16), Node(64, 8), Node(64, 8)]
@@ -87,3 +88,17 @@ def test_the_share_of_a_worker(nodes, settings, threads, resources):
         resources["CPU"],
     )
     assert worker_share(ScaleConfig(**settings), nodes, at_most=2.0).cpus == min(2.0, share.cpus)
+
+
+@pytest.mark.parametrize(
+    ("backend", "nodes", "device"),
+    [
+        ("triton", [Node(2)], "the CPU on the cluster's 1 node of 2 CPUs"),
+        ("numba", [Node(2, 1)], "a GPU on the cluster"),
+    ],
+)
+def test_a_backend_that_is_not_for_the_device_that_was_found(backend, nodes, device):
+    """Every start of a worker would end in it."""
+    with pytest.raises(UserError, match=f"^backend {backend} is not for it: device auto is {device}"):
+        worker_share(ScaleConfig(backend=backend), nodes)
+    assert worker_share(ScaleConfig(backend="torch"), nodes).cpus == 2
