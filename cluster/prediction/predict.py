@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from data_pipeline.crystal import Crystal
 
 Floats = npt.NDArray[np.float64]
+NOT_FINITE = "no finite prediction"
+"""The warning of a structure for which a model gives NaN or infinity."""
+
 _Batch = tuple[list["Found"], list["Crystal"], list[str], CrystalBatch]
 
 
@@ -103,7 +106,7 @@ class Ensemble:
                     formula=formulas[i],
                     values=mean[i],
                     spread=None if spread is None else spread[i],
-                    warning=self.seen.warning(crystal) if np.isfinite(mean[i]).all() else "no finite prediction",
+                    warning=self.seen.warning(crystal) if np.isfinite(mean[i]).all() else NOT_FINITE,
                 )
 
     def _batches(self, found: Iterable[Found], batch_size: int | None) -> Iterator[_Batch]:

@@ -33,7 +33,7 @@ from cluster.data.shells import SCHEMA, ShellTable, find_table_shells
 from cluster.errors import UserError
 from cluster.prediction.answers import TableFile
 from cluster.prediction.inputs import Found, Piece, read_piece
-from cluster.prediction.predict import Ensemble, columns, formula, pick_device
+from cluster.prediction.predict import NOT_FINITE, Ensemble, columns, formula, pick_device
 from cluster.prediction.seen import Seen
 from cluster.run.storage import is_remote, local_folder
 from crystalformer.artifact import CONFIG, WEIGHTS, batch_ends
@@ -340,11 +340,15 @@ class _Predict:
     def _shard(self, rows: pa.Table) -> int:
         number, first = rows.column("number")[0].as_py(), rows.column("row")[0].as_py()
         last = "last" if rows.column("last")[-1].as_py() else "more"
-        said = rows.select(["id", "where", "problem", "formula", "warning"])
+        said = rows.select(["id", "where", "problem", "formula"])
         valid = rows.column("problem").is_null()
         names = self._models.header[2:-1]
         values = np.full((len(rows), len(names)), np.nan)
         values[valid.to_numpy()] = self._predicted(rows.filter(valid).combine_chunks(), len(names))
+        means = values[:, :: len(names) // len(self._models.targets)]
+        told = zip(rows.column("warning").to_pylist(), np.isfinite(means).all(1) | ~valid.to_numpy(), strict=True)
+        warnings = [warning if good else NOT_FINITE for warning, good in told]
+        said = said.append_column("warning", pa.array(warnings, pa.string()))
         for i, name in enumerate(names):
             said = said.append_column(name, pa.array(values[:, i]))
         path = self._parts / f"{number:08d}-{first:010d}-{len(rows)}-{last}.parquet"

@@ -8,10 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 
 import cluster  # noqa: F401 - sets Ray's environment
 from cluster.cli import main
 from cluster.prediction import inputs, screening
+from cluster.prediction.predict import Ensemble
 from data_pipeline.crystal import Crystal
 from tests.cluster.local_ray import local_ray
 from tests.cluster.trained import structures, write_model
@@ -156,6 +158,28 @@ def test_a_block_of_unreadable_structures_only(given, many, streamed, ray_here, 
     told = capsys.readouterr().err
     assert "missing.parquet" in told and "9 of" in told
     assert len(table_of(out)[1]) == 3
+
+
+def test_what_has_no_finite_prediction_is_warned_of_as_among_few(given, tmp_path, monkeypatch):
+    predict_batch = Ensemble.predict_batch
+
+    def broken(self, batch):
+        mean, spread = predict_batch(self, batch)
+        mean[1, 0] = np.nan
+        return mean, spread
+
+    monkeypatch.setattr(Ensemble, "predict_batch", broken)
+    models = Ensemble(given[0].split(","), torch.device("cpu"))
+    found = list(inputs.find_structures(["files"]))
+    place = {"number": [0] * len(found), "row": range(len(found)), "last": [False] * (len(found) - 1) + [True]}
+    block = screening._listed(found, place, models.seen, models.radii)
+    screening._Predict(given[0].split(","), tmp_path, "cpu", None, torch.get_num_threads())(block)
+    (shard,) = tmp_path.glob("*.parquet")
+    rows = pq.read_table(shard).to_pylist()
+    few = [one.warning for one in models.predict(one for one in found if one.problem is None)]
+    assert [row["warning"] for row in rows if row["problem"] is None] == few
+    assert few == ["", "no finite prediction", "", "never seen in training: Cu Zn Au"]
+    assert [row["warning"] for row in rows if row["problem"] is not None] == [None, None]
 
 
 def test_large_cells_are_handed_on_a_few_at_once():
