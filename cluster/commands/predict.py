@@ -56,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Predict all that can be read. UserError for the model or options, Incomplete where an input was left out."""
+    """Predict all that can be read.
+
+    UserError for the model or options and where nothing could be read, Incomplete where an input was left out.
+    """
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {args.batch_size}")
     import torch
@@ -83,6 +86,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--output is needed for {count} structures")
     else:
         done, left_out = screen(args, folders, pieces, output, models)
+    if left_out and not done:
+        raise UserError(f"none of {left_out} structures could be read")
     if output is not None:
         say(f"{done} predictions in {output}")
     if left_out:
@@ -92,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
 def predict_here(
     models: Ensemble, pieces: list[Piece], output: Path | None, batch_size: int | None
 ) -> tuple[int, int]:
-    """Predict in this process; numbers of predictions and of structures left out."""
+    """Predict in this process; numbers of predictions and of structures left out. UserError where that is all."""
     from cluster.prediction.answers import TableFile, as_table
     from cluster.prediction.inputs import read_piece
     from cluster.prediction.predict import row
@@ -100,6 +105,9 @@ def predict_here(
     unread: list[Found] = []
     readable = report_unread((found for piece in pieces for found in read_piece(piece)), unread)
     rows = [row(prediction) for prediction in models.predict(readable, batch_size)]
+    if unread and not rows:
+        first = f"{unread[0].where}: {unread[0].problem}"
+        raise UserError(first if len(unread) == 1 else f"none of {len(unread)} structures could be read; {first}")
     if output is None:
         say(as_table(models.header, rows))
     else:
@@ -139,10 +147,17 @@ def model_folders(text: str) -> list[str]:
 
 
 def report_unread(found: Iterable[Found], unread: list[Found]) -> Iterator[Found]:
-    """Those that were read; the others are told on stderr as they come, and added to ``unread``."""
+    """Those that were read; the others are told on stderr as they come, and added to ``unread``.
+
+    The first waits for another structure: where it is the only one, it is the error that the command ends with.
+    """
+    told = 0
     for one in found:
+        if one.problem is not None:
+            unread.append(one)
+        if one.problem is None or len(unread) > 1:
+            for other in unread[told:]:
+                sys.stderr.write(f"{other.where}: {other.problem}\n")
+            told = len(unread)
         if one.problem is None:
             yield one
-            continue
-        sys.stderr.write(f"{one.where}: {one.problem}\n")
-        unread.append(one)

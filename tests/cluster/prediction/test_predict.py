@@ -131,6 +131,21 @@ def test_what_cannot_be_read_is_told_and_the_others_are_predicted(tmp_path, caps
     assert "warning" not in header
 
 
+def test_where_nothing_can_be_read_that_is_the_error(tmp_path, capsys):
+    """As where a name is mistyped: no empty table, and not the exit status of one that is nearly whole."""
+    out = tmp_path / "out.csv"
+    for more in ([], ["--output", str(out)]):
+        assert main(["predict", "a", "slat.cif", *more]) == 2
+        assert capsys.readouterr() == ("", "error: slat.cif: No such file or directory\n")
+    assert main(["predict", "a", "slat.cif", "files/notes.txt", "--output", str(out)]) == 2
+    answer = capsys.readouterr()
+    first, second, last = answer.err.splitlines()
+    assert answer.out == "" and second.startswith("files/notes.txt: ")
+    assert first == "slat.cif: No such file or directory"
+    assert last == f"error: none of 2 structures could be read; {first}"
+    assert not out.exists()
+
+
 def test_what_a_job_is_to_leave_lies_where_it_lasts(folder, tmp_path, monkeypatch):
     """A job's own folder is a copy that Ray deletes; what lies in the copy is found there, the rest at home."""
     monkeypatch.setenv("CRYSTALFORMER_HOME", str(folder))
