@@ -163,6 +163,10 @@ class _Job:
     def staging(self) -> Path:
         return self.data_dir / f".{self.info.name}.{self.fingerprint[:12]}.staging"
 
+    @property
+    def partial(self) -> Path:
+        return self.data_dir / f".{self.info.name}.{self.fingerprint[:12]}.partial"
+
     def check_target_folder(self) -> None:
         """Never replace a folder that is not a prepared data set."""
         if self.target.exists() and not (self.target / FILE_NAME).is_file() and any(self.target.iterdir()):
@@ -180,6 +184,8 @@ class _Job:
         except DataError:
             shutil.rmtree(self.staging, ignore_errors=True)
             raise
+        finally:  # what is staged is gone on with, what is half written is not
+            shutil.rmtree(self.partial, ignore_errors=True)
         shutil.rmtree(self.staging, ignore_errors=True)
 
     def _make(self, progress: Progress, executor: Executor, *, strict: bool) -> Path:
@@ -198,7 +204,7 @@ class _Job:
                 f"data set {self.info.name}: the splits begin and end with {plan.ends}, the published ones with "
                 f"{self.info.ends}: the source holds other rows than the published ones"
             )
-        out = self.data_dir / f".{self.info.name}.{self.fingerprint[:12]}.partial"
+        out = self.partial
         # Closed at once if writing fails, so that a Ray started for it ends too.
         with closing(with_ray(store, progress) if store.staged else in_process(store, progress)) as processed:
             description = self._write(out, processed, plan, index, strict=strict)

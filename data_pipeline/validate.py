@@ -15,6 +15,12 @@ MAX_ATOMIC_NUMBER = 98
 """Californium, the heaviest element the model knows."""
 MIN_VOLUME = 1e-3
 """Å³; a smaller cell counts as flat."""
+MAX_LENGTH = 1e4
+"""Å; a longer lattice vector is a mistake: no crystal repeats itself only after a micrometre."""
+MAX_FRACTIONAL = 1e6
+"""A fractional coordinate farther out is a mistake: float64 still holds ten decimals there, but none at 1e16."""
+MAX_TARGET = 3e38
+"""What float32 holds. A larger target, such as 1e300, stands for a missing one, and its square is no number."""
 OCCUPANCY_TOLERANCE = 1e-4
 _PAIR_LIMIT = 1 << 20
 
@@ -32,30 +38,63 @@ def structure_problem(crystal: Crystal) -> str | None:
         return "non-finite number: in the lattice"
     if not np.isfinite(crystal.positions).all():
         return "non-finite number: in the positions"
+    longest = float(np.abs(crystal.lattice).max())
+    if longest > MAX_LENGTH:
+        allowed = f"not between {-MAX_LENGTH:g} and {MAX_LENGTH:g}"
+        return f"number out of range: {longest:.6g} Å in the lattice is {allowed}"
     volume = abs(float(np.linalg.det(crystal.lattice)))
     if volume < MIN_VOLUME:
         return f"volume not above 0: the cell has {volume:.3g} Å³"
-    return _element_problem(crystal) or _overlap_problem(crystal)
+    return _coordinate_problem(crystal) or _element_problem(crystal) or _overlap_problem(crystal)
 
 
 def parse_target(value: object) -> float | None:
     """The number in a target field; None where it is missing ("na", empty, null, NaN).
 
-    Raises ValueError for infinities and for what is not a number.
+    Raises ValueError for infinities, for numbers beyond MAX_TARGET, and for what is not a number.
     """
+    number = _number(value)
+    if number is not None and abs(number) > MAX_TARGET:
+        raise ValueError(beyond_targets(value))
+    return number
+
+
+def beyond_targets(value: object) -> str:
+    """What is wrong with a target beyond MAX_TARGET."""
+    return f"{value!r:.60} is not between {-MAX_TARGET:g} and {MAX_TARGET:g}"
+
+
+def is_number(value: object) -> bool | None:
+    """Whether a field holds a number, be it one that no target may be; None where it is missing."""
+    try:
+        return None if _number(value) is None else True
+    except ValueError:
+        return False
+
+
+def _number(value: object) -> float | None:
+    """The number in a field, infinite where float64 does not hold it; None where it is missing. Or ValueError."""
     if value is None or (isinstance(value, str) and value.strip().lower() in MISSING):
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float | np.number):
         raise ValueError(f"{value!r:.60} is not a number")
     try:
         number = float(value)
-    except (ValueError, OverflowError):
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf
+    except ValueError:
         raise ValueError(f"{value!r:.60} is not a number") from None
-    if math.isnan(number):
+    return None if math.isnan(number) else number
+
+
+def _coordinate_problem(crystal: Crystal) -> str | None:
+    fractional = crystal.fractional()
+    atom, axis = divmod(int(np.argmax(np.abs(fractional))), 3)
+    farthest = float(fractional[atom, axis])
+    if abs(farthest) <= MAX_FRACTIONAL:
         return None
-    if math.isinf(number):
-        raise ValueError(f"{value!r} is infinite")
-    return number
+    allowed = f"not between {-MAX_FRACTIONAL:g} and {MAX_FRACTIONAL:g}"
+    return f"number out of range: fractional coordinate {farthest:.6g} of atom {atom} is {allowed}"
 
 
 def _element_problem(crystal: Crystal) -> str | None:

@@ -14,7 +14,7 @@ from data_pipeline.info import TargetInfo
 from data_pipeline.sources.headings import names_and_units
 from data_pipeline.sources.named_splits import COLUMN, is_split_column, named_split
 from data_pipeline.sources.raw import Record
-from data_pipeline.validate import parse_target
+from data_pipeline.validate import is_number, parse_target
 
 NAME_FIELD = "name"
 """An id where there is no other, though many rows may be called NaCl."""
@@ -115,7 +115,7 @@ def choose_targets(sample: Iterable[Mapping[str, Any]], wanted: Sequence[str], w
     for fields in sample:
         for heading, value in fields.items():
             if verdict.setdefault(heading, None) is None:
-                verdict[heading] = _is_number(value)
+                verdict[heading] = is_number(value)
     known = targets_from_headings([h for h in verdict if fold(h) not in _NO_TARGETS], where)
     if wanted:
         return find_targets(known, wanted, where, verdict)
@@ -143,14 +143,6 @@ def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _split(fields: Mapping[str, Any], place: Place) -> str | None:
     value = next((value for name, value in fields.items() if is_split_column(name)), None)
     return named_split(value, place.split)
-
-
-def _is_number(value: object) -> bool | None:
-    """Whether a field holds a number; None where it is missing."""
-    try:
-        return None if parse_target(value) is None else True
-    except ValueError:
-        return False
 
 
 def _target(fields: Mapping[str, Any], target: TargetInfo) -> float | None:

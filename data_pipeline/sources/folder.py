@@ -24,7 +24,7 @@ from data_pipeline.sources.base import TEXT_SECONDS
 from data_pipeline.sources.fields import find_targets, targets_from_headings
 from data_pipeline.sources.named_splits import is_split_column, named_split
 from data_pipeline.sources.raw import TEXTS_PER_TABLE, Record, raw_tables
-from data_pipeline.validate import parse_target
+from data_pipeline.validate import is_number, parse_target
 
 INDEX = "id_prop.csv"
 ENDINGS = {".cif": "cif", ".vasp": "poscar", ".poscar": "poscar", "": "poscar", ".mcif": "cif"}
@@ -97,7 +97,7 @@ class FolderSource:
             if len(row) != self._width:
                 raise ValueError(f"unreadable record: {len(row)} fields, but the first line has {self._width}")
             split = None if self._split is None else named_split(row[self._split])
-            values = [self._value(row, column) for column in self._columns]
+            values = [_value(row[i], t.column) for i, t in zip(self._columns, self.targets, strict=True)]
             path = self._files.find(row[0])
             if path is None:
                 raise ValueError(f"missing file: {row[0]!r} is not in {self.folder.name}")
@@ -116,12 +116,6 @@ class FolderSource:
             targets=values,
             split=split,
         )
-
-    def _value(self, row: list[str], column: int) -> float | None:
-        try:
-            return parse_target(row[column])
-        except ValueError as error:
-            raise ValueError(f"bad target: {error}") from error
 
 
 class _Files:
@@ -151,6 +145,13 @@ class _Files:
         return self._known[folder]
 
 
+def _value(field: str, column: str) -> float | None:
+    try:
+        return parse_target(field)
+    except ValueError as error:
+        raise ValueError(f"bad target: {column}: {error}") from error
+
+
 def _spelled(name: str) -> str:
     """A name of a file with its ending in small letters, and its accents as one character, as most systems have."""
     name = unicodedata.normalize("NFC", name)
@@ -173,10 +174,7 @@ def _heading(first: list[str], *, is_data: bool) -> tuple[list[str], int]:
 
     is_data: the line begins with the name of a file, whatever its values are.
     """
-    try:
-        for field in () if is_data else first[1:]:
-            parse_target(field)
-    except ValueError:
+    if not is_data and any(is_number(field) is False for field in first[1:]):
         return first[1:], 1
     count = len(first) - 1
     return (["target"] if count == 1 else [f"target_{i}" for i in range(count)]), 0

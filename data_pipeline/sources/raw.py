@@ -18,6 +18,7 @@ import pyarrow as pa
 from data_pipeline.crystal import EMPTY, Crystal, structure_columns
 from data_pipeline.info import TargetInfo
 from data_pipeline.schema import STRUCTURE_COLUMNS, structure_schema
+from data_pipeline.validate import MAX_TARGET, beyond_targets
 
 ROWS_PER_TABLE = 1024
 TEXTS_PER_TABLE = 256
@@ -72,8 +73,9 @@ def from_structures(table: pa.Table, file: str, targets: Sequence[TargetInfo], f
     n = len(table)
     problems: list[str | None] = [None] * n
     for target in targets:
-        for row in np.flatnonzero(np.isinf(table.column(target.name).to_numpy())).tolist():
-            problems[row] = f"bad target: {target.name} is infinite"
+        values = table.column(target.name).to_numpy()
+        for row in np.flatnonzero(np.abs(values) > MAX_TARGET).tolist():
+            problems[row] = f"bad target: {target.name}: {beyond_targets(values[row].item())}"
     for row in np.flatnonzero(table.column("material_id").is_null().to_numpy()).tolist():
         problems[row] = "unreadable record: no material_id"
     columns = {

@@ -12,12 +12,13 @@ from data_pipeline.schema import STRUCTURE_COLUMNS
 from data_pipeline.steps.reduce import ReductionError, primitive_cell
 from data_pipeline.validate import structure_problem
 
-WORK_VERSION = 3
+WORK_VERSION = 4
 """Part of every fingerprint: raised whenever the same source would give another result.
 
 2: splits that the source names are used; names of targets; rows of one name are told apart.
 3: structures that may be read as others are refused; files named after splits are those; left-handed lattices, CIFs'
 default occupancies, ids and structures under other spellings are read; ratios are taken as they are written.
+4: targets, lattices and coordinates beyond any that can be meant are refused.
 """
 
 

@@ -4,6 +4,7 @@ import csv
 import functools
 import gzip
 import json
+import math
 import pickle
 
 import numpy as np
@@ -146,7 +147,7 @@ def test_structure_table_round_trip_and_wrong_version(tmp_path):
     assert done.targets[0].unit == "GPa" and done.sizes.train == 8
     assert [(row.file, row.row, row.reason) for row in done.rejected] == [
         ("b.parquet", 5, "missing target: hardness"),
-        ("b.parquet", 6, "bad target: hardness is infinite"),
+        ("b.parquet", 6, "bad target: hardness: inf is not between -3e+38 and 3e+38"),
     ]
     pq.write_table(table.replace_schema_metadata({VERSION_KEY: b"0"}), tmp_path / "old.parquet")
     with pytest.raises(DataError, match="schema version 0"):
@@ -327,6 +328,28 @@ def test_a_broken_parquet_file_beside_good_ones(ours, tmp_path):
         ("c.parquet", "unreadable file"),
     ]
     assert usable_rows(done) == 9
+
+
+@pytest.mark.parametrize("kind", ["json", "cifs"])
+def test_a_huge_number_that_stands_for_a_missing_target_costs_its_row_only(kind, tmp_path):
+    path = make(kind, tmp_path)
+    if kind == "json":
+        made = [record(i, "dict") for i in range(N)]
+        made[0]["gap"] = made[7]["gap"] = 1e300
+        made[3]["gap"] = -3e38
+        path.write_text(json.dumps(made))
+    else:
+        index = path / "id_prop.csv"
+        lines = [line.partition(",")[0] for line in index.read_text().splitlines()[1:]]
+        values = {0: "1e300", 7: "1e300", 3: "-3e38"}
+        index.write_text("id,gap (eV)\n" + "".join(f"{s},{values.get(i, i)}\n" for i, s in enumerate(lines)))
+    own = OwnData(path=path, name="mine", targets=("gap",), split=(0.5, 0.2, 0.3))
+    done = prepare_source(own, tmp_path / "data")
+    column, value = ("gap", "1e+300") if kind == "json" else ("gap (eV)", "'1e300'")
+    reason = f"bad target: {column}: {value} is not between -3e+38 and 3e+38"
+    assert [row.reason for row in done.rejected] == [reason] * 2
+    assert usable_rows(done) == N - 2
+    assert all(math.isfinite(value) for value in (done.statistics["gap"].mean, done.statistics["gap"].std))
 
 
 def test_numbers_of_every_wrong_kind_are_one_rule_each(tmp_path):

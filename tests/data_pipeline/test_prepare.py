@@ -181,6 +181,17 @@ def test_only_what_was_staged_is_gone_on_with(tmp_path, monkeypatch):
         prepare_from(ListSource(records(20)), INFO, tmp_path, executor="ray")
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_nothing_half_written_is_left_whatever_goes_wrong(error, tmp_path, monkeypatch):
+    def fail(*_):
+        raise error("on the way")
+
+    monkeypatch.setattr("data_pipeline.prepare._statistics", fail)
+    with pytest.raises(error, match="on the way"):
+        prepare_from(ListSource(records(20)), INFO, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".mine.lock"]
+
+
 def test_a_source_that_cannot_be_read_any_more(tmp_path, monkeypatch):
     source = ListSource(records(20))
 

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from data_pipeline.crystal import EMPTY, Disorder
-from data_pipeline.validate import closest_pair, parse_target, structure_problem
+from data_pipeline.validate import closest_pair, is_number, parse_target, structure_problem
 from tests.data_pipeline.samples import caesium_chloride, crystal, mixed_rock_salt, rock_salt
 
 CUBE = np.eye(3) * 4.0
 
 
 def test_good_crystals_pass():
-    for good in (rock_salt(), mixed_rock_salt(), caesium_chloride(z=98)):
+    far = crystal(np.diag([1e4, 4, 4]), [[0, 0, 0], [-1e6, 0.5, 1e6 - 0.5]], [1, 1])
+    for good in (rock_salt(), mixed_rock_salt(), caesium_chloride(z=98), far):
         assert structure_problem(good) is None
 
 
@@ -36,6 +37,15 @@ def test_good_crystals_pass():
         (
             crystal([[0.4, 0, 0], [0, 4, 0], [0, 0, 4]], [[0, 0, 0]], [1]),
             "overlapping atoms: atom 0 and its own image",
+        ),
+        (
+            crystal(CUBE, [[0, 0, 0], [0.5, -1e18, 0.5]], [1, 1]),
+            r"number out of range: fractional coordinate -1e\+18 of atom 1 is not between -1e\+06 and 1e\+06",
+        ),
+        (crystal(CUBE, [[1e200, 0, 0]], [1]), r"number out of range: fractional coordinate 1e\+200 of atom 0"),
+        (
+            crystal(np.diag([4, 1e110, 4]), [[0, 0, 0]], [1]),
+            r"number out of range: 1e\+110 Å in the lattice is not between -10000 and 10000",
         ),
     ],
 )
@@ -92,12 +102,19 @@ def test_missing_targets(value):
     assert parse_target(value) is None
 
 
+@pytest.mark.parametrize(
+    ("value", "what"), [("1.5", True), ("inf", True), (10**400, True), ("x", False), (True, False), ("na", None)]
+)
+def test_a_number_that_no_target_may_be_still_makes_a_column_of_numbers(value, what):
+    assert is_number(value) is what
+
+
 @pytest.mark.parametrize(("value", "number"), [("1.5", 1.5), (2, 2.0), (np.float32(0.5), 0.5), ("-1e-3", -1e-3)])
 def test_numbers(value, number):
     assert parse_target(value) == number
 
 
-@pytest.mark.parametrize("value", ["1,5", "abc", math.inf, "-inf", True, [1.0], {}])
+@pytest.mark.parametrize("value", ["1,5", "abc", math.inf, "-inf", True, [1.0], {}, 1e300, "-3.1e38", 10**400])
 def test_values_that_are_no_number(value):
-    with pytest.raises(ValueError, match="number|infinite"):
+    with pytest.raises(ValueError, match="is not a number|is not between -3e\\+38 and 3e\\+38"):
         parse_target(value)
