@@ -14,6 +14,7 @@ from data_pipeline.registry import DATASETS
 from data_pipeline.sources.opening import open_path
 from data_pipeline.splits import check_ratios
 from data_pipeline.steps.execute import Progress
+from data_pipeline.text import readable
 
 _RECIPE = SplitRecipe()
 
@@ -59,7 +60,7 @@ def prepare_source(
         name=own.name,
         kind=SourceKind.OWN,
         targets=source.targets,
-        source=str(own.path.name),
+        source=readable(own.path.name),
         citation="",
         licence="",
         recipe=SplitRecipe(ratios=own.split, seed=own.seed),

@@ -38,6 +38,7 @@ from data_pipeline.steps.reduce import SYMPREC
 from data_pipeline.steps.store import PART_FIELD, RawStore, is_staged
 from data_pipeline.steps.work import WORK_VERSION
 from data_pipeline.steps.write import DatasetWriter
+from data_pipeline.text import readable
 
 Executor = Literal["auto", "process", "ray"]
 
@@ -81,6 +82,8 @@ def prepare_from(
 ) -> PreparedDataset:
     """prepare_dataset from an opened source; ``info`` names the set and its recipe."""
     check_name(info.name)
+    if readable(str(data_dir)) != str(data_dir):
+        raise DataError(f"{data_dir}: its name is not UTF-8, and Parquet files are written under no such name")
     try:
         wanted = fingerprint(source, info)
     except OSError as error:

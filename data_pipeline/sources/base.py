@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 
 from data_pipeline.info import TargetInfo
+from data_pipeline.text import readable
 
 
 class Source(Protocol):
@@ -37,6 +38,12 @@ ARRAY_SECONDS = 1.5e-4
 """A row whose arrays are at hand, 12 atoms."""
 TEXT_SECONDS = 1.6e-3
 """A row whose CIF text goes through pymatgen, 12 atoms; POSCAR takes a third of it, CIF with symmetry more."""
+
+
+def files_digest(files: Mapping[Path, str | None]) -> str:
+    """A digest of files in their order: of their names, contents, and the splits they are of."""
+    content = "\n".join(f"{split} {readable(path.name)} {file_digest(path)}" for path, split in files.items())
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -9,7 +9,7 @@ but a name, which other rows may have too), ``kind`` and ``text`` (null, or a st
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow as pa
 from data_pipeline.crystal import EMPTY, Crystal, structure_columns
 from data_pipeline.info import TargetInfo
 from data_pipeline.schema import STRUCTURE_COLUMNS, structure_schema
+from data_pipeline.text import readable
 from data_pipeline.validate import MAX_TARGET, beyond_targets
 
 ROWS_PER_TABLE = 1024
@@ -79,7 +80,7 @@ def from_structures(table: pa.Table, file: str, targets: Sequence[TargetInfo], f
     for row in np.flatnonzero(table.column("material_id").is_null().to_numpy()).tolist():
         problems[row] = "unreadable record: no material_id"
     columns = {
-        "source_file": pa.array([file] * n, pa.string()),
+        "source_file": pa.array([readable(file)] * n, pa.string()),
         "source_row": pa.array(range(first_row, first_row + n), pa.int64()),
         "problem": pa.array(problems, pa.string()),
         "split": pa.nulls(n, pa.string()),
@@ -93,17 +94,17 @@ def from_structures(table: pa.Table, file: str, targets: Sequence[TargetInfo], f
 
 
 def _as_text(record: Record) -> Record:
-    """The record, or one with a problem where its texts hold halves of characters, which no file can be written of.
+    """The record in texts that a table can hold; with a problem where its id or structure holds half a character.
 
-    JSON may escape such, as "\\ud83d"; names of files have them for bytes that are not UTF-8.
+    A name of a file is written with escapes: the record is not the worse for it.
     """
-    try:
-        f"{record.file}{record.material_id}{record.text or ''}{record.problem or ''}".encode()
-    except UnicodeEncodeError:
-        file, name = (text.encode(errors="backslashreplace").decode() for text in (record.file, record.material_id))
+    file, name, text = readable(record.file), readable(record.material_id), record.text or ""
+    if record.problem is not None:
+        return replace(record, file=file, material_id=name, text=None, problem=readable(record.problem))
+    if name != record.material_id or text != readable(text):
         problem = "unreadable record: holds half a character (a lone surrogate)"
         return Record(file=file, row=record.row, material_id=name, problem=problem)
-    return record
+    return record if file == record.file else replace(record, file=file)
 
 
 def _raw_table(records: Sequence[Record], targets: Sequence[TargetInfo]) -> pa.Table:

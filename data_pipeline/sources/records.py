@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections import Counter
@@ -21,9 +20,10 @@ from data_pipeline.formats.json_stream import NO_TEXT, UNREADABLE, iter_records
 from data_pipeline.formats.refusal import TOO_DEEP
 from data_pipeline.formats.unpickle import read_pickle
 from data_pipeline.info import TargetInfo
-from data_pipeline.sources.base import ARRAY_SECONDS, TEXT_SECONDS, file_digest
+from data_pipeline.sources.base import ARRAY_SECONDS, TEXT_SECONDS, files_digest
 from data_pipeline.sources.fields import Place, choose_targets, holds_text, to_record
 from data_pipeline.sources.raw import ROWS_PER_TABLE, TEXTS_PER_TABLE, Record, raw_tables
+from data_pipeline.text import readable
 
 SAMPLE = 100
 """Records looked at to tell which fields are targets."""
@@ -42,15 +42,14 @@ class RecordSource:
         """files: the split of each file, None where the recipe decides. Raises DataError without targets."""
         self.files = dict(files)
         first, sample = _sample(list(self.files))
-        self.targets: tuple[TargetInfo, ...] = choose_targets(sample, wanted, first.name)
+        self.targets: tuple[TargetInfo, ...] = choose_targets(sample, wanted, readable(first.name))
         as_text = any(map(holds_text, sample[:1]))
         self.seconds_per_row = TEXT_SECONDS if as_text else ARRAY_SECONDS
         self._rows_per_table = TEXTS_PER_TABLE if as_text else ROWS_PER_TABLE
 
     def fingerprint(self) -> str:
         """Digest of the files."""
-        content = "\n".join(f"{split} {path.name} {file_digest(path)}" for path, split in self.files.items())
-        return hashlib.sha256(content.encode()).hexdigest()
+        return files_digest(self.files)
 
     def tables(self) -> Iterator[pa.Table]:
         """The records in the order of the files."""
@@ -59,7 +58,7 @@ class RecordSource:
     def _records(self) -> Iterator[Record]:
         names = Counter(path.name for path in self.files)
         for path, split in self.files.items():
-            name = path.name if names[path.name] == 1 else f"{split}/{path.name}"
+            name = readable(path.name if names[path.name] == 1 else f"{split}/{path.name}")
             for row, fields in enumerate(_to_the_end(path)):
                 place = Place(file=name, row=row, split=split)
                 if isinstance(fields, str):
@@ -133,8 +132,9 @@ def iter_fields(path: Path) -> Iterator[Mapping[str, Any] | str]:
             with _open_text(path) as stream:
                 yield from iter_records(stream)
         elif name.endswith(".parquet"):
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
+            with path.open("rb") as file:  # pyarrow opens no path that is not UTF-8
+                for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
+                    yield from batch.to_pylist()
         else:
             yield from _pickle(path)
     except FileNotFoundError:

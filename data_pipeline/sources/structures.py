@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from data_pipeline.errors import DataError
 from data_pipeline.info import TargetInfo
 from data_pipeline.schema import VERSION_KEY, check_columns, check_schema, target_fields
-from data_pipeline.sources.base import ARRAY_SECONDS, file_digest
+from data_pipeline.sources.base import ARRAY_SECONDS, files_digest
 from data_pipeline.sources.named_splits import is_split_column, named_split
 from data_pipeline.sources.raw import ROWS_PER_TABLE, Record, from_structures, raw_tables
 
@@ -30,7 +30,8 @@ def _first_schema(files: Sequence[Path]) -> tuple[Path, pa.Schema]:
     broken: Exception | None = None
     for path in files:
         try:
-            return path, pq.read_schema(path)
+            with path.open("rb") as stream:  # pyarrow opens no path that is not UTF-8
+                return path, pq.read_schema(stream)
         except (pa.ArrowInvalid, OSError) as error:
             broken = broken or error
     raise DataError(f"{files[0]}: not a Parquet file: {broken}") from broken
@@ -58,25 +59,25 @@ class StructureTableSource:
 
     def fingerprint(self) -> str:
         """Digest of the files."""
-        content = "\n".join(f"{split} {path.name} {file_digest(path)}" for path, split in self.files.items())
-        return hashlib.sha256(content.encode()).hexdigest()
+        return files_digest(self.files)
 
     def tables(self) -> Iterator[pa.Table]:
         """The rows in the order of the files; NaN targets are missing ones."""
         for path in self.files:
             row = 0
             try:
-                for raw in self._tables(path):
-                    yield raw
-                    row += len(raw)
+                with path.open("rb") as stream:
+                    for raw in self._tables(path, stream):
+                        yield raw
+                        row += len(raw)
             except (pa.ArrowInvalid, OSError) as error:
                 problem = f"unreadable file: from row {row} on: {' '.join(str(error).split()):.300}"
                 yield from raw_tables(
                     [Record(file=path.name, row=row, material_id="", problem=problem)], self.targets
                 )
 
-    def _tables(self, path: Path) -> Iterator[pa.Table]:
-        file = pq.ParquetFile(path)
+    def _tables(self, path: Path, stream: BinaryIO) -> Iterator[pa.Table]:
+        file = pq.ParquetFile(stream)
         check_schema(file.schema_arrow, str(path))
         check_columns(file.schema_arrow, str(path), [target.name for target in self.targets])
         row = 0

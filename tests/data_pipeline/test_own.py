@@ -5,6 +5,7 @@ import functools
 import gzip
 import json
 import math
+import os
 import pickle
 
 import numpy as np
@@ -167,18 +168,6 @@ def test_a_structure_table_with_a_missing_id(tmp_path):
     assert [(row.row, row.reason) for row in done.rejected] == [(0, "unreadable record: no material_id")]
 
 
-def test_half_a_character_costs_its_row_only(tmp_path):
-    made = [record(i, "dict") for i in range(N)]
-    made[4]["material_id"] = made[6]["cif"] = "\ud83d"
-    (tmp_path / "a.json").write_text(json.dumps(made))
-    done = prepare_source(OwnData(path=tmp_path / "a.json", name="mine", split=(0.5, 0.2, 0.2)), tmp_path / "data")
-    reason = "unreadable record: holds half a character (a lone surrogate)"
-    assert [(row.row, row.material_id, row.reason) for row in done.rejected] == [
-        (4, "\\ud83d", reason),
-        (6, "s6", reason),
-    ]
-
-
 def test_bad_rows_of_every_kind_are_listed(tmp_path):
     path = tmp_path / "cifs"
     write_folder(path, ".cif")
@@ -255,8 +244,6 @@ def test_editing_a_structure_prepares_again(tmp_path):
     ],
 )
 def test_what_cannot_be_prepared_is_one_line(prepare, message, tmp_path):
-    import os
-
     class Evil:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'it-ran'}",)
@@ -374,19 +361,6 @@ def test_numbers_of_every_wrong_kind_are_one_rule_each(tmp_path):
         6: "unreadable structure",
         12: "unreadable record",
     }
-
-
-def test_bytes_that_are_no_text_cost_their_rows_only(tmp_path):
-    path = make("csv", tmp_path)
-    path.write_bytes(path.read_bytes().replace(b"s3,1.5,text", b"s3,1.5,\xe9").replace(b"s5,2.5", b"s\xe95,2.5"))
-    done = prepare_source(OwnData(path=path, name="mine", split=(0.5, 0.2, 0.2)), tmp_path / "data")
-    assert [row.row for row in done.rejected] == [3, 5] and usable_rows(done) == N - 2
-    assert {row.reason for row in done.rejected} == {
-        "unreadable record: holds bytes that are not UTF-8, the encoding of text that is read"
-    }
-    path.write_bytes(b"gap \xb0," + path.read_bytes())
-    with pytest.raises(DataError, match=r"data\.csv: cannot be read: its heading holds bytes that are not UTF-8"):
-        prepare_source(OwnData(path=path, name="other"), tmp_path / "data")
 
 
 def test_a_csv_file_cut_within_a_structure(tmp_path):
