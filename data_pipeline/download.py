@@ -64,10 +64,10 @@ def _digest_file(path: Path) -> Path:
 
 
 def _download(file: RemoteFile, path: Path, progress: Progress, pause: float) -> None:
-    part = path.with_name(file.name + ".part")
+    part = _part(path)
     for attempt in range(ATTEMPTS):
         try:
-            _fetch(file, part, progress)
+            _fetch(file, path, progress)
             break
         except _TryAgainError as error:
             if attempt + 1 == ATTEMPTS:
@@ -79,8 +79,13 @@ def _download(file: RemoteFile, path: Path, progress: Progress, pause: float) ->
     part.replace(path)
 
 
-def _fetch(file: RemoteFile, part: Path, progress: Progress) -> None:
-    """Append to ``part`` what it still lacks. Raises _TryAgainError or DataError."""
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _fetch(file: RemoteFile, path: Path, progress: Progress) -> None:
+    """Append to the part of ``path`` what it still lacks. Raises _TryAgainError or DataError."""
+    part = _part(path)
     start = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(file.url, headers={"User-Agent": "crystalformer"})  # registered
     if start:
@@ -100,22 +105,39 @@ def _fetch(file: RemoteFile, part: Path, progress: Progress) -> None:
             raise _TryAgainError("the partial file did not fit the server's") from error
         if error.code in _RETRY_STATUS:
             raise _TryAgainError(f"HTTP status {error.code}") from error
-        raise DataError(f"{file.url}: the server answered {error.code} {error.reason}") from error
+        raise DataError(_unreachable(file, path, f"the server answered {error.code} {error.reason}")) from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        raise _TryAgainError(str(getattr(error, "reason", error)) or repr(error)) from error
+        raise _broken_off(error) from error
+
+
+def _broken_off(error: Exception) -> _TryAgainError:
+    return _TryAgainError(str(getattr(error, "reason", error)) or repr(error))
 
 
 def _copy(answer: http.client.HTTPResponse, part: Path, start: int, progress: Callable[[int, int], None]) -> None:
+    """Write what is left of the answer behind the first ``start`` bytes. Raises _TryAgainError or DataError."""
     length = answer.headers.get("Content-Length")
     total = start + int(length) if length is not None else 0
     done = start
-    with part.open("ab" if start else "wb") as stream:
-        while piece := answer.read(_PIECE):
-            stream.write(piece)
-            done += len(piece)
-            progress(done, total)
+    try:
+        with part.open("ab" if start else "wb") as stream:
+            while piece := _next_piece(answer):
+                stream.write(piece)
+                done += len(piece)
+                progress(done, total)
+    except OSError as error:  # of the disk: the connection's are told otherwise
+        reason = error.strerror or error
+        raise DataError(f"{part}: cannot be written: {reason}; started again, it goes on from there") from error
     if total and done != total:
         raise _TryAgainError(f"the connection closed after {done} of {total} bytes")
+
+
+def _next_piece(answer: http.client.HTTPResponse) -> bytes:
+    """The next bytes, none at the end. Raises _TryAgainError."""
+    try:
+        return answer.read(_PIECE)
+    except (http.client.HTTPException, OSError) as error:
+        raise _broken_off(error) from error
 
 
 def _check_kind(file: RemoteFile, part: Path, path: Path) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -108,6 +109,11 @@ def test_refused_and_unreachable_are_one_clear_line(tmp_path):
         with pytest.raises(DataError, match="the server answered 404"):
             get(site, tmp_path)
         assert len(site.seen) == 1
+    with serve(Site({"/files/1": CONTENT}, status=[403])) as site:
+        refused = r"cannot reach 127.0.0.1:\d+ for set.zip \(the server answered 403 Forbidden\); .*elastic_tensor_2015"
+        with pytest.raises(DataError, match=refused) as caught:
+            get(site, tmp_path)
+        assert len(site.seen) == 1 and "\n" not in str(caught.value)
     with pytest.raises(
         DataError, match=r"cannot reach 127.0.0.1:\d+ for set.zip .*elastic_tensor_2015, flla"
     ) as caught:
@@ -116,6 +122,15 @@ def test_refused_and_unreachable_are_one_clear_line(tmp_path):
     with serve(Site({"/files/1": CONTENT}, status=[503] * ATTEMPTS)) as site:
         with pytest.raises(DataError, match="HTTP status 503"):
             get(site, tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full, a disk without room")
+def test_a_full_disk_is_not_told_as_an_unreachable_server(tmp_path):
+    (tmp_path / "set.zip.part").symlink_to("/dev/full")
+    with serve(Site({"/files/1": CONTENT})) as site:
+        with pytest.raises(DataError, match=r"set\.zip\.part: cannot be written: No space left on device") as caught:
+            get(site, tmp_path)
+        assert len(site.seen) == 1 and "cannot reach" not in str(caught.value)
 
 
 ANOTHER = """
