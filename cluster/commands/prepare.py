@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from cluster.errors import UserError
 from cluster.log import say
+from cluster.paths import lasting
 from data_pipeline.info import SplitRecipe
 
 if TYPE_CHECKING:
@@ -116,17 +118,21 @@ def _ratios(text: str) -> tuple[float, ...]:
 
 
 def summary(prepared: PreparedDataset) -> list[str]:
-    """Sizes, rejected rows with their reasons, where it lies, and what to do with it."""
+    """Sizes, rejected rows with their reasons, where it lies, and what to do with it, as commands that work there."""
     from cluster.run.report import labelled
+    from cluster.settings.config import flat_fields
     from data_pipeline.describe import rejected_lines
 
     sizes, own = prepared.sizes, prepared.own_splits
+    data_dir = prepared.path.parent
+    default = Path(lasting(flat_fields()["data_dir"].default))
+    place = "" if data_dir == default else f" --data_dir {quote(str(data_dir))}"
     targets = ", ".join(labelled(t.name, t.unit) for t in prepared.targets)
     return [
         f"{prepared.name}: {sizes.train} train, {sizes.val} val, {sizes.test} test; targets {targets}",
         *(["splits    the source's own: its column or files name them, not --split and --seed"] if own else []),
         *rejected_lines(prepared),
         f"prepared  {prepared.path}",
-        f"look      crystalformer info {prepared.name}",
-        f"train     crystalformer train --dataset {prepared.name} --target {prepared.target_names[0]}",
+        f"look      crystalformer info {prepared.name}{place}",
+        f"train     crystalformer train --dataset {prepared.name} --target {prepared.target_names[0]}{place}",
     ]

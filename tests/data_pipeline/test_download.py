@@ -110,7 +110,7 @@ def test_refused_and_unreachable_are_one_clear_line(tmp_path):
             get(site, tmp_path)
         assert len(site.seen) == 1
     with serve(Site({"/files/1": CONTENT}, status=[403])) as site:
-        refused = r"cannot reach 127.0.0.1:\d+ for set.zip \(the server answered 403 Forbidden\); .*elastic_tensor_2015"
+        refused = r"cannot reach 127.0.0.1:\d+ for set.zip \(the server answered 403 Forbidden\); .*elastic_tensor_20"
         with pytest.raises(DataError, match=refused) as caught:
             get(site, tmp_path)
         assert len(site.seen) == 1 and "\n" not in str(caught.value)

@@ -76,9 +76,9 @@ def test_own_structures_are_prepared_described_and_found_by_train(kind, tmp_path
     assert "mine: 10 train, 4 val, 6 test; targets " in answer
     assert "no row was rejected" in answer
     command = re.search(r"crystalformer train (.*)", answer).group(1).split()
-    assert command == ["--dataset", "mine", "--target", target]
+    assert command == ["--dataset", "mine", "--target", target, "--data_dir", data]
 
-    assert main(["info", "mine", "--data_dir", data]) == 0
+    assert main(re.search(r"crystalformer (info .*)", answer).group(1).split()) == 0
     text = capsys.readouterr().out
     assert text.startswith("mine: 10 train, 4 val, 6 test\n")
     assert f"{target} [" in text and "Cs 20" in text
@@ -88,6 +88,16 @@ def test_own_structures_are_prepared_described_and_found_by_train(kind, tmp_path
     prepared = load_prepared(tmp_path / "data", "mine")
     tables = {split: open_split(prepared, split, (target,), 6.0) for split in SPLITS}
     assert [len(table.structures) for table in tables.values()] == [10, 4, 6]
+
+
+def test_the_default_folder_needs_no_word_in_the_commands_that_follow(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    csv_file(tmp_path / "data.csv")
+    words = ["prepare", "--source", "data.csv", "--name", "mine"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith("train --dataset mine --target gap\n")
+    assert main([*words, "--data_dir", "other place"]) == 0
+    assert capsys.readouterr().out.endswith("train --dataset mine --target gap --data_dir 'other place'\n")
 
 
 def test_split_seed_and_targets_reach_the_data(tmp_path, capsys):
