@@ -74,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except OSError as error:
+        sys.stderr.write(f"error: {error.filename or folder}: {error.strerror or error}\n")
+        return 2
     return 0
 
 

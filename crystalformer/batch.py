@@ -106,6 +106,14 @@ def _tensor(values: Any, dtype: torch.dtype) -> Tensor:  # noqa: ANN401 - anythi
     return torch.as_tensor(values if isinstance(values, Tensor) else np.array(values), dtype=dtype)
 
 
+def _whole(values: Any, name: str) -> Tensor:  # noqa: ANN401 - anything torch.as_tensor reads
+    found = torch.as_tensor(values if isinstance(values, Tensor) else np.array(values))
+    whole = found.to(torch.int64)
+    if found.is_floating_point() and not torch.equal(whole.to(found.dtype), found):
+        raise ValueError(f"{name} must be whole numbers, got {found.tolist()}")
+    return whole
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrystalBatch:
     """B crystals with N atoms in all.
@@ -135,13 +143,15 @@ class CrystalBatch:
     ) -> CrystalBatch:
         """A batch from arrays or tensors of the shapes above; ValueError says which of them does not fit.
 
+        Atomic numbers and sizes that are not whole numbers are refused.
+
         Arrays are copied: what is done to them later does not reach the batch. Tensors of the dtypes above are not.
         """
         batch = cls(
             positions=_tensor(positions, torch.float64),
-            atomic_numbers=_tensor(atomic_numbers, torch.int64),
+            atomic_numbers=_whole(atomic_numbers, "atomic_numbers"),
             lattice=_tensor(lattice, torch.float64),
-            sizes=_tensor(sizes, torch.int64),
+            sizes=_whole(sizes, "sizes"),
             disorder=disorder,
         )
         batch._check()

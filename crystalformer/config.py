@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -18,6 +19,9 @@ PositiveName = Literal["elu", "abs", "exp", "softplus", "sigmoid"]
 
 CUTOFF_SIGMAS = 6.0
 """An atom's sum ends at this many widths of its own widest Gaussian, unless told otherwise."""
+
+LEAST_BETA = 1e-4
+"""Of a positive function; the greatest is its reciprocal. Beyond, softplus divides by nearly 0 or is a step."""
 
 MAX_ATOMIC_NUMBER = 98
 """Elements H to Cf have a row in the embedding table."""
@@ -36,7 +40,9 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:  #
 
 def is_number(value: object) -> bool:
     """Whether it is a finite number, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # math.isfinite raises for an int of 400 digits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,13 +56,15 @@ class PositiveFunction:
     def parse(cls, text: str) -> PositiveFunction:
         """Read ``name`` or ``name=beta``; beta is 1 where absent and must be positive."""
         name, _, beta_text = str(text).partition("=")
-        allowed = "one of " + ", ".join(get_args(PositiveName)) + ", each alone or followed by =beta with beta > 0"
+        names = ", ".join(get_args(PositiveName))
+        betas = f"beta from {LEAST_BETA:g} to {1 / LEAST_BETA:g}"
+        allowed = f"one of {names}, each alone or followed by =beta with {betas}"
         require(name in get_args(PositiveName), "positive_func", text, allowed)
         try:
             beta = float(beta_text) if "=" in str(text) else 1.0
         except ValueError:
             beta = math.nan
-        require(math.isfinite(beta) and beta > 0, "positive_func", text, allowed)
+        require(LEAST_BETA <= beta <= 1 / LEAST_BETA, "positive_func", text, allowed)
         return cls(name=name, beta=beta)  # type: ignore[arg-type]  # membership was checked above
 
 

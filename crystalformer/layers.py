@@ -76,7 +76,11 @@ class PeriodicAttention(nn.Module):
         nn.init.normal_(self.gauss_direction, std=self.config.head_dim**-0.5)
         if self.radial_weight is not None:
             matrix = self.radial_weight.detach().view(-1, self.radial_weight.shape[-1])
-            nn.init.xavier_uniform_(matrix, gain=matrix.shape[-1] ** -0.5)
+            rows, bases = matrix.shape
+            # In multihead the matrix is that of all heads, of which the reciprocal ones have no use for their part.
+            all_rows = self.config.head_dim * (self.config.head_num if self.config.value_pe_headed else 1)
+            spread = ((rows + bases) / (all_rows + bases)) ** 0.5
+            nn.init.xavier_uniform_(matrix, gain=spread * bases**-0.5)
 
     @property
     def frozen(self) -> bool:

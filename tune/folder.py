@@ -20,7 +20,8 @@ from cluster.files import dump_yaml, read_yaml, write_text
 from cluster.run.report import METRICS_FILE
 from cluster.settings.config import CONFIG_FILE, SECTIONS, TrainConfig, flat_fields, load_flat, save_yaml
 from cluster.settings.deepspeed_config import overlay_of
-from cluster.settings.sections import plain_name
+from cluster.settings.sections import made_name
+from data_pipeline.errors import DataError
 from tune.config import MAY_CHANGE, OF_TRIALS, SearchConfig
 from tune.space import Space, check_values, load_space, read_space
 from tune.study import VARIABLE, is_own_file, shown_url, storage_url
@@ -77,11 +78,25 @@ def new_search(settings: Mapping[str, Any], given: Mapping[str, Any], now: datet
     except ValueError as error:
         raise UserError(str(error)) from error
     found = resolve(config.data.dataset, config.data.target, Path(config.data.data_dir))
-    name = plain_name(f"tune-{'+'.join(found.target_names)}-{found.name}-{now:%Y%m%d-%H%M%S}")
+    name = f"tune-{made_name(found.target_names, found.name, now)}"
     config = replace(config, run=replace(config.run, run_name=config.run.run_name or name))
     config = config.resolved(dataset=found.name, target=found.target_names, now=now)
+    if options.objective is not None:
+        options = replace(options, objective=_own_target(options.objective, config))
     space = load_space(options.space, config)
     return _search(config, options, space)
+
+
+def _own_target(objective: str, config: TrainConfig) -> str:
+    """The data set's own name of a target that may be spelt as the authors do."""
+    from data_pipeline.datasets import resolve
+
+    if objective in config.data.target:
+        return objective
+    try:
+        return resolve(config.data.dataset, (objective,), Path(config.data.data_dir)).target_names[0]
+    except DataError:  # told with the names of those that are learnt
+        return objective
 
 
 def _with_those_of_trials(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,6 +134,8 @@ def saved_search(settings: Mapping[str, Any], given: Mapping[str, Any]) -> Searc
     rules, place = saved.pop(RULES), saved.pop("storage")
     given = _with_those_of_trials(settings, given)
     _check_same(_own_names(settings, flat), flat, RUN_MAY_CHANGE)
+    if given.get("objective") is not None:
+        given["objective"] = _own_target(given["objective"], TrainConfig.from_flat(flat))
     _check_same(given, saved, MAY_CHANGE)
     keep = {"storage_path": str(_root_of(settings)), "run_name": str(settings["run_name"])}
     try:

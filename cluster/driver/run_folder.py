@@ -272,12 +272,11 @@ def write_run(run_dir: Path, config: TrainConfig, data: RunData, outcome: Outcom
 
     card = _model_card(config, data, result)
     for name, weights in outcome.models.items():
-        errors = result.test_mae if name == BEST else result.test_mae_swa
-        save_model(
-            run_dir / MODEL_FOLDERS[name],
-            replace(card, provenance={**card.provenance, "weights": name, "test_mae": dict(errors)}),
-            weights,
-        )
+        # The averaged weights are not validated.
+        errors = {"val_mae": result.val_mae, "test_mae": result.test_mae} if name == BEST else {}
+        errors = errors or {"test_mae": result.test_mae_swa}
+        said = {"weights": name, **{kind: dict(by_target) for kind, by_target in errors.items()}}
+        save_model(run_dir / MODEL_FOLDERS[name], replace(card, provenance={**card.provenance, **said}), weights)
     truth, prediction = data.structures["test"].targets(), outcome.predictions[BEST].numpy()
     write_predictions(run_dir, data.structures["test"].material_ids(), config.data.target, truth, prediction)
     plot_parity(run_dir / "parity.png", config.data.target, result.units, truth, prediction)
@@ -307,7 +306,6 @@ def _model_card(config: TrainConfig, data: RunData, result: RunResult) -> ModelC
             **({} if config.run.init_from is None else {"init_from": config.run.init_from}),
             "seed": result.seed,
             "epochs": result.epochs,
-            "val_mae": dict(result.val_mae),
             "versions": dict(result.versions),
             "git_commit": result.git_commit,
         },

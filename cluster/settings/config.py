@@ -13,7 +13,7 @@ from typing import Any
 from cluster.errors import UserError
 from cluster.files import dump_yaml, read_yaml, write_text
 from cluster.settings.fields import FieldSpec, Required, coerce, specs_of
-from cluster.settings.sections import DataConfig, OptimConfig, RunConfig, ScaleConfig, plain_name
+from cluster.settings.sections import DataConfig, OptimConfig, RunConfig, ScaleConfig, made_name
 from cluster.settings.workers import WorkerRange
 from crystalformer.config import ModelConfig, require
 
@@ -116,7 +116,7 @@ class TrainConfig:
 
     def resolved(self, *, dataset: str, target: tuple[str, ...], now: datetime) -> TrainConfig:
         """This config with the data set and target names that were found, and a run_name if it had none."""
-        made = plain_name(f"{'+'.join(target)}-{dataset}-{now:%Y%m%d-%H%M%S}")
+        made = made_name(target, dataset, now)
         return replace(
             self,
             data=replace(self.data, dataset=dataset, target=target),

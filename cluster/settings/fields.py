@@ -99,11 +99,9 @@ def _coerce_one(spec: FieldSpec, item: object, whole: object) -> bool | int | fl
 
 def _to_float(item: object) -> float:
     """``item`` as a float; NaN where it is none."""
-    if isinstance(item, Real):
-        return float(item)
     try:
-        return float(item) if isinstance(item, str) else math.nan
-    except ValueError:
+        return float(item) if isinstance(item, Real | str) else math.nan
+    except (ValueError, OverflowError):  # an int may have more digits than a float holds
         return math.nan
 
 

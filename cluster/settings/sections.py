@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from cluster.settings.fields import coerce, specs_of
@@ -17,9 +19,15 @@ TargetNormalization = Literal["scale_bias", "bias", "scale", "no"]
 Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 
-_PLAIN_NAME = re.compile(r"\w[\w.+=,@-]*", re.ASCII)
+_NAME_LETTERS = 200
+"""File systems have 255 for a name, and files beside a run's folder have longer ones."""
+
+_MADE_LETTERS = 80
+"""Of the targets, and of the data set, in a name that is made."""
+
+_PLAIN_NAME = re.compile(rf"\w[\w.+=,@-]{{0,{_NAME_LETTERS - 1}}}", re.ASCII)
 _NO_PLAIN_LETTER = re.compile(r"[^\w.+=,@-]", re.ASCII)
-_PLAIN_RULE = "letters, digits and _ . + = , @ -, beginning with a letter, digit or _"
+_PLAIN_RULE = f"letters, digits and _ . + = , @ -, {_NAME_LETTERS} at most, beginning with a letter, digit or _"
 
 
 def _coerce_fields(config: Any) -> None:  # noqa: ANN401 - any of the sections
@@ -35,9 +43,11 @@ def _require_at_least(config: object, minimum: int, *names: str) -> None:
         require(value is None or value >= minimum, name, value, f"at least {minimum}")
 
 
-def plain_name(text: str) -> str:
-    """A name for a run made of what its targets are called, which may hold any letters."""
-    return _NO_PLAIN_LETTER.sub("_", text)
+def made_name(targets: Sequence[str], dataset: str, now: datetime) -> str:
+    """A name for a run made of what its targets are called, which may hold any letters and be many."""
+    names = ("+".join(targets), dataset)
+    parts = [name if len(name) <= _MADE_LETTERS else f"{name[:_MADE_LETTERS]}..." for name in names]
+    return _NO_PLAIN_LETTER.sub("_", f"{'-'.join(parts)}-{now:%Y%m%d-%H%M%S}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

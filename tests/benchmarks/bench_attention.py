@@ -10,7 +10,6 @@ machine's rate for a large one. Reciprocal space is shown beside.
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from crystalformer.ops import RadialBasis, attention, periodic_attention, refere
 from tests.benchmarks.crystals import batch, crystals
 from tests.benchmarks.measure import Row, environment, product_rate, report, timing
 from tests.benchmarks.operations import attention_operations
+from tests.benchmarks.options import Parser, device, positive
 
 ORACLE_BOX = 2
 """Images -2..2 along each lattice vector: the authors' least."""
@@ -31,9 +31,9 @@ ORACLE_BOX = 2
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the rows, print them and return them."""
-    parser = argparse.ArgumentParser(description="Periodic attention: forward and backward of one layer")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--repeats", type=int, default=25)
+    parser = Parser("attention", "Periodic attention: forward and backward of one layer")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
+    parser.add_argument("--repeats", type=positive, default=25)
     options = parser.parse_args(arguments)
     return run(device=options.device, repeats=options.repeats)
 

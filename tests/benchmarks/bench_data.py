@@ -14,7 +14,6 @@ synthetic  a made-up table of N structures: prepared, listed and iterated (synth
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -41,6 +40,7 @@ from data_pipeline.steps.work import process_batch
 from tests.benchmarks import cif_texts, synthetic, table_memory
 from tests.benchmarks.bench_step import training_step
 from tests.benchmarks.measure import Row, environment, report, timing
+from tests.benchmarks.options import Parser, natural, out_file, positive, some_of
 
 DATASET = "elastic_tensor_2015"
 RADIUS = ModelConfig().neighbor_radius
@@ -156,19 +156,24 @@ def imbalance(feed: Feed) -> list[Row]:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure the rows asked for, print and return them."""
-    parser = argparse.ArgumentParser(prog="crystalformer bench data", description="Data: speed, memory, balance")
-    parser.add_argument("--rows", default="D1,D2,D3,S3", help="which of D1, D2, D3, S3; may be empty")
-    parser.add_argument("--sample", type=int, default=400, help="structures of each set for D1")
+    parser = Parser("data", "Data: speed, memory, balance")
     parser.add_argument(
-        "--cif_rows", type=int, default=0, metavar="N", help="CIF texts prepared by one process and Ray"
+        "--rows",
+        type=some_of("D1", "D2", "D3", "S3"),
+        default="D1,D2,D3,S3",
+        help="which of D1, D2, D3, S3; may be empty",
     )
-    parser.add_argument("--readers", type=int, default=8, help="processes that read the table of D3")
-    parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="structures of a made-up table")
+    parser.add_argument("--sample", type=positive, default=400, help="structures of each set for D1")
+    parser.add_argument(
+        "--cif_rows", type=natural, default=0, metavar="N", help="CIF texts prepared by one process and Ray"
+    )
+    parser.add_argument("--readers", type=positive, default=8, help="processes that read the table of D3")
+    parser.add_argument("--synthetic", type=natural, default=0, metavar="N", help="structures of a made-up table")
     parser.add_argument("--radius", type=float, default=synthetic.RADIUS, help="of its neighbour lists, Å")
     parser.add_argument("--executor", choices=("auto", "process", "ray"), default="auto", help="what prepares it")
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--json", type=out_file, help="also write the figures there")
     options = parser.parse_args(arguments)
-    wanted, found = options.rows.split(","), []
+    wanted, found = options.rows, []
     setting = environment("cpu")
     with tempfile.TemporaryDirectory(prefix="crystalformer-bench-") as folder:
         feed = open_feed(Path(folder)) if {"D2", "S3"} & set(wanted) else None

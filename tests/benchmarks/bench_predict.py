@@ -11,7 +11,6 @@ one     seconds of ``crystalformer predict`` on one CIF, against ``import torch`
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -38,6 +37,7 @@ from crystalformer.model import Crystalformer
 from data_pipeline.schema import structure_schema
 from tests.benchmarks.measure import Row, environment, report
 from tests.benchmarks.memory import family, pss_mb
+from tests.benchmarks.options import Parser, natural, out_file
 from tests.benchmarks.synthetic import SyntheticSource
 
 ROWS_A_GROUP = 8192
@@ -176,13 +176,13 @@ def one_structure(folder: Path, place: Path) -> Row:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, object]:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="crystalformer bench predict", description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=10_000, metavar="N", help="structures of P1; 0 for none")
-    parser.add_argument("--screen", type=int, default=0, metavar="N", help="structures to screen through Ray")
+    parser = Parser("predict", __doc__.split("\n")[0])
+    parser.add_argument("--rows", type=natural, default=10_000, metavar="N", help="structures of P1; 0 for none")
+    parser.add_argument("--screen", type=natural, default=0, metavar="N", help="structures to screen through Ray")
     parser.add_argument("--kill", action="store_true", help="kill that in the middle and resume")
     parser.add_argument("--one", action="store_true", help="time one CIF")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="model folder (default: a fresh default model)")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=out_file, metavar="FILE")
     args = parser.parse_args(argv)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="crystalformer-bench-") as name:

@@ -8,7 +8,6 @@ S1: two workers of one thread against one, the same batch a worker. S4: from the
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from cluster.run.report import read_metrics
 from tests.benchmarks.measure import Row, environment, report
+from tests.benchmarks.options import Parser, out_file, positive
 
 EPOCHS = 4
 BATCH = 64
@@ -34,9 +34,9 @@ LATENCY_S = 20e-6
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write JSON where asked."""
-    parser = argparse.ArgumentParser(prog="crystalformer bench scaling", description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each kind, in turn (default 3)")
-    parser.add_argument("--json", type=Path, default=None, help="write the result here as well")
+    parser = Parser("scaling", __doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=positive, default=3, help="runs of each kind, in turn (default 3)")
+    parser.add_argument("--json", type=out_file, default=None, help="write the result here as well")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         _train(Path(folder), "warm", workers=1, epochs=1)  # data prepared, files in the page cache

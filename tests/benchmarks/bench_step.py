@@ -31,6 +31,7 @@ from crystalformer.ops import attention, reference
 from tests.benchmarks.crystals import batch, crystals, supercell
 from tests.benchmarks.measure import Row, environment, product_rate, report, timing
 from tests.benchmarks.operations import step_operations
+from tests.benchmarks.options import Parser, device, positive, several, some_of
 
 ORACLE_BOX = 2
 """Images -2..2 along each lattice vector: the authors' least."""
@@ -40,24 +41,28 @@ Step = Callable[[], None]
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the rows asked for, print them and return them."""
-    parser = argparse.ArgumentParser(description="A training step: speed, memory, large cells")
-    parser.add_argument("--rows", default="C1,C2,C3", help="which of C1, C2, C3")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--crystals", default="32,64", help="batch sizes of C1 on the CPU")
-    parser.add_argument("--threads", default="1,all", help="thread counts of C1 on the CPU")
+    parser = Parser("step", "A training step: speed, memory, large cells")
+    parser.add_argument("--rows", type=some_of("C1", "C2", "C3"), default="C1,C2,C3", help="which of C1, C2, C3")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
+    parser.add_argument("--repeats", type=positive, default=15)
+    parser.add_argument("--crystals", type=several(positive), default="32,64", help="batch sizes of C1 on the CPU")
+    parser.add_argument("--threads", type=several(_threads), default="1,all", help="thread counts of C1 on the CPU")
     parser.add_argument("--memory", choices=("batch", "auto", "reference"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.memory:
         return _memory_of(options.memory)
-    every = str(torch.get_num_threads())
     return run(
-        rows=options.rows.split(","),
+        rows=options.rows,
         device=options.device,
         repeats=options.repeats,
-        counts=[int(count) for count in options.crystals.split(",")],
-        threads=[int(count.replace("all", every)) for count in options.threads.split(",")],
+        counts=options.crystals,
+        threads=options.threads,
     )
+
+
+def _threads(text: str) -> int:
+    """A number of threads, or "all"."""
+    return torch.get_num_threads() if text == "all" else positive(text)
 
 
 def run(

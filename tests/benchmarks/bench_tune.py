@@ -10,7 +10,6 @@ cost, one after another and then at once.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from cluster.run.report import read_metrics
 from cluster.session import ray_session
 from data_pipeline.prepare import prepare_dataset
 from tests.benchmarks.measure import environment
+from tests.benchmarks.options import Parser, positive, some_of
 from tune.folder import Search, new_search
 from tune.search import search
 from tune.study import open_storage
@@ -59,13 +59,13 @@ def timed(plan: Search) -> Timing:
 
 def main(arguments: Sequence[str]) -> None:
     """Measure and print a table and a line of JSON."""
-    parser = argparse.ArgumentParser(prog="crystalformer bench tune", description=__doc__)
-    parser.add_argument("--trials", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=24, help="of the trials of the overhead")
-    parser.add_argument("--at_once", type=int, default=2)
-    parser.add_argument("--rows", default="overhead,speed-up")
+    parser = Parser("tune", __doc__)
+    parser.add_argument("--trials", type=positive, default=3)
+    parser.add_argument("--epochs", type=positive, default=24, help="of the trials of the overhead")
+    parser.add_argument("--at_once", type=positive, default=2)
+    parser.add_argument("--rows", type=some_of("overhead", "speed-up"), default="overhead,speed-up")
     args = parser.parse_args(list(arguments))
-    rows = args.rows.split(",")
+    rows = args.rows
     found = environment("cpu")
     with tempfile.TemporaryDirectory(prefix="crystalformer-bench-") as name, ray_session():
         folder = Path(name)

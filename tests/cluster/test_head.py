@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.head import main
 from tests.cluster.small import SMALL
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -112,3 +113,9 @@ def test_a_port_in_use_is_one_line(head):
         status, text = head("up", "--port", str(taken.getsockname()[1]))
     assert (status, text.count("\n")) == (2, 1)
     assert "cannot be used for the dashboard" in text
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["--folder", str(tmp_path / "file" / "head"), "up"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file' / 'head'}: Not a directory\n"

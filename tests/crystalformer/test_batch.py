@@ -50,6 +50,8 @@ REFUSED = [
     ({"sizes": [4, -1]}, r"sizes must be at least 1 each and sum to the 3 atoms, got \[4, -1\]"),
     ({"positions": [[0, 0, 0], [1, 1, np.nan], [0, 0, 0]]}, "positions must be finite numbers"),
     ({"lattice": np.full((2, 3, 3), np.inf)}, "lattice must be finite numbers"),
+    ({"atomic_numbers": [11.9, 17, 29]}, r"atomic_numbers must be whole numbers, got \[11.9, 17.0, 29.0\]"),
+    ({"sizes": [1.5, 1.5]}, r"sizes must be whole numbers, got \[1.5, 1.5\]"),
     ({"atomic_numbers": [11, 0, 29]}, r"atomic_numbers must be between 1 and 98 \(H to Cf\), got 0 to 29"),
     ({"atomic_numbers": [11, 99, 29]}, r"atomic_numbers must be between 1 and 98 \(H to Cf\), got 11 to 99"),
 ]

@@ -98,11 +98,15 @@ def test_feed_forward_begins_by_t_fixup(num_layers):
         assert not linear.bias.any()
 
 
-@pytest.mark.parametrize(("headed", "rows"), [(True, 128), (False, 16)])
-def test_radial_projection_begins_uniform_over_all_heads(headed, rows):
-    config = ModelConfig(value_pe_dist_real=64, value_pe_headed=headed, num_layers=32)
+@pytest.mark.parametrize(
+    ("domain", "headed", "heads", "rows"),
+    [("real", True, 8, 128), ("real", False, 1, 16), ("multihead", True, 4, 128), ("multihead", False, 1, 16)],
+)
+def test_radial_projection_begins_uniform_over_all_heads(domain, headed, heads, rows):
+    """Those of reciprocal space count too: in the authors' matrix they have rows that nothing uses."""
+    config = ModelConfig(domain=domain, value_pe_dist_real=64, value_pe_headed=headed, num_layers=32)
     weights = torch.stack([layer.radial_weight for layer in attentions(config)])
-    assert weights.shape == (32, 8 if headed else 1, 16, 64)
+    assert weights.shape == (32, heads, 16, 64)
     assert_xavier_uniform(weights, (rows, 64), 64**-0.5)
 
 

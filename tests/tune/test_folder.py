@@ -33,3 +33,12 @@ def test_a_trial_has_checkpoints_of_its_own_measure_and_the_training_that_follow
     where = {"storage_path": str(tmp_path), "run_name": "default", "resume": True}
     assert saved_search(where, {"checkpoint_minutes": 0.5}).options.checkpoint_minutes == 0.5
     assert saved_search(where | {"checkpoint_minutes": 3.0}, {}).options.checkpoint_minutes == 3.0  # from a file
+
+
+def test_an_objective_may_be_spelt_as_the_authors_do(tmp_path):
+    settings = {"target": ["shear_modulus", "bulk"], "storage_path": str(tmp_path), "run_name": "spelt"}
+    plan = new_search(settings, {"objective": "shear_modulus"}, datetime(2026, 1, 2))
+    assert (plan.config.data.target, plan.objective) == (("shear", "bulk"), "shear")
+    begin(plan)
+    again = saved_search({**settings, "resume": True}, {"objective": "shear_modulus"})
+    assert again.objective == "shear"

@@ -30,6 +30,22 @@ def test_the_benchmarks_own_help(capsys):
     assert "--synthetic N" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("step --crystals 4,a", "--crystals: must be a whole number of at least 1, got 'a'"),
+        ("step --threads none", "--threads: must be a whole number of at least 1, got 'none'"),
+        ("step --rows C1,C9", "--rows: must be among C1, C2, C3, got 'C9'"),
+        ("attention --device tpu", "--device: must be cpu or cuda, got 'tpu'"),
+        ("tune --trials 0", "--trials: must be a whole number of at least 1, got '0'"),
+        ("predict --json nowhere/a.json", "--json: must be a file in a folder that there is, got 'nowhere/a.json'"),
+        ("scaling --repeat 2", "unrecognized arguments: --repeat 2"),
+    ],
+)
+def test_wrong_options_of_a_benchmark_are_told_before_it_runs(words, message, capsys):
+    assert message in failure(capsys, "bench", *words.split())
+
+
 @pytest.mark.slow
 def test_bench_data_measures_preparing_balance_and_a_made_up_table(tmp_path, capsys):
     file = tmp_path / "figures.json"

@@ -128,6 +128,9 @@ def test_results_hold_what_is_promised(finished, elastic):
     assert [written[f"{split}_size"] for split in ("train", "val", "test")] == [sizes.train, sizes.val, sizes.test]
     model = load_model(folder / "model").model
     assert written["num_parameters"] == sum(p.numel() for p in model.parameters()) + 3
+    best, averaged = (load_model(folder / name).card.provenance for name in ("model", "model-swa"))
+    assert (best["val_mae"], best["test_mae"]) == (written["val_mae"], written["test_mae"])
+    assert averaged["test_mae"] == written["test_mae_swa"] and "val_mae" not in averaged, "it was not validated"
     assert (written["world_size"], written["zero_stage"]) == (2, config.scale.zero_stage)
     assert written["device"].startswith("cpu")
     assert 50 < written["peak_memory_mb"] < 5000
@@ -291,3 +294,11 @@ def test_a_run_that_diverges_says_so_in_one_line(run):
         RunFailed, match=r"^training diverged in epoch 1: the loss is (nan|inf); try --lr below 1e\+30$"
     ):
         run("diverged", lr=1e30)
+
+
+def test_a_value_that_deepspeed_refuses_is_told_by_itself(run, tmp_path):
+    """And is not tried again max_failures times."""
+    file = tmp_path / "ds.json"
+    file.write_text('{"zero_optimization": {"reduce_bucket_size": "much"}}')
+    with pytest.raises(RunFailed, match="^ValidationError: reduce_bucket_size: Input should be a valid integer"):
+        run("refused", deepspeed=str(file))

@@ -97,13 +97,17 @@ def test_wrong_values_are_refused_by_name(section, values, message):
         section(**values)
 
 
-@pytest.mark.parametrize("name", ["", "/abs", "..", "a/../b", "a//b", "a/", "-a", "a b", "a\\b", ".hidden", "é"])
+@pytest.mark.parametrize(
+    "name", ["", "/abs", "..", "a/../b", "a//b", "a/", "-a", "a b", "a\\b", ".hidden", "é", "a" * 201]
+)
 def test_run_name_must_be_plain_folder_names(name):
     with pytest.raises(ValueError, match="run_name must be a folder name"):
         RunConfig(run_name=name)
 
 
-@pytest.mark.parametrize("name", ["demo", "demo/e_form", "shear-elastic_tensor_2015-20260101-120000", "lr=0.1,k=64"])
+@pytest.mark.parametrize(
+    "name", ["a" * 200, "demo", "demo/e_form", "shear-elastic_tensor_2015-20260101-120000", "lr=0.1,k=64"]
+)
 def test_run_name_may_have_parts(name):
     assert RunConfig(run_name=name).run_name == name
 
@@ -183,6 +187,8 @@ def test_resolved_names_the_run():
     assert named.run.run_name == "shear+bulk-d-20260102-030405"
     strange = config.resolved(dataset="d", target=("Δe",), now=datetime(2026, 1, 2, 3, 4, 5))
     assert strange.run.run_name == "_e-d-20260102-030405"
+    many = config.resolved(dataset="d" * 190, target=tuple(f"target{i}" for i in range(30)), now=datetime(2026, 1, 2))
+    assert many.run.run_name == f"{'+'.join(many.data.target)[:80]}...-{'d' * 80}...-20260102-000000"
     kept = replace(config, run=RunConfig(run_name="mine"))
     assert kept.resolved(dataset="d", target=("shear",), now=datetime(2026, 1, 2)).run.run_name == "mine"
 

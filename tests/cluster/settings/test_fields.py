@@ -68,6 +68,11 @@ def test_wrong_words_are_refused(name, words, message):
         parse_words(SPECS[name], words)
 
 
+def test_integers_beyond_a_float_are_no_numbers():
+    with pytest.raises(ValueError, match="width must be a number, or none, got 1000"):
+        coerce(SPECS["width"], 10**400)
+
+
 def test_values_keep_their_type():
     assert coerce(SPECS["width"], 2) == 2.0
     assert coerce(SPECS["sizes"], 5) == (5,)
