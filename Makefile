@@ -32,7 +32,7 @@ tune: $(READY) ## search for the best settings: TARGET=shear [DATASET=..] [TRIAL
 
 # Two of the paper's sets are pickles: who names one asks for it, and the unpickler admits nothing but structures.
 data: $(READY) ## download and preprocess a data set: DATASET=jarvis__megnet-shear
-	@$(CLI) prepare $(DATASET) $(if $(filter jarvis__megnet-%,$(DATASET)),--allow_pickle) $(ARGS)
+	@$(CLI) prepare $(DATASET) $(if $(filter jarvis__megnet-% megnet-%,$(DATASET)),--allow_pickle) $(ARGS)
 
 predict: $(READY) ## predictions as a table: MODEL=runs/../model FILES="a.cif POSCAR .."
 	@$(CLI) predict $(MODEL) $(FILES) $(ARGS)

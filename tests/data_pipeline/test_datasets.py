@@ -104,6 +104,18 @@ def test_registry_is_consistent():
     assert find_dataset("megnet").recipe.sizes == SplitSizes(train=60000, val=5000, test=4239)
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_data_asks_for_the_pickles_under_every_name_they_have():
+    flagged = {}
+    for info in DATASETS:
+        for name in (info.name, *info.aliases):
+            words = ["make", "-n", f"PYTHON={sys.executable}", "data", f"DATASET={name}"]
+            done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+            flagged[name] = "--allow_pickle" in done.stdout
+            assert flagged[name] == (info.kind is SourceKind.MATFORMER), name
+    assert flagged["megnet-shear"] and not flagged["megnet"]
+
+
 def test_import_is_light():
     heavy = "('ray', 'pymatgen', 'pyarrow', 'numpy')"
     code = f"import sys, data_pipeline.datasets; print([m for m in {heavy} if m in sys.modules])"
