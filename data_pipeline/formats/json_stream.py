@@ -12,6 +12,8 @@ UNREADABLE = "\ufffd"
 NO_TEXT = "holds bytes that are not UTF-8, the encoding of text that is read"
 _SPACE = " \t\r\n"
 _STRUCTURES = frozenset({"atoms", "structure", "final_structure"})
+_OF_A_RECORD = _STRUCTURES | {"cif", "poscar", "lattice", "sites"}
+"""Fields by which an object is one record, or one structure, whatever lists it has beside them."""
 _CUT = 64
 """Characters from the end within which an error may come from a word, a number or an escape cut in two."""
 
@@ -67,7 +69,7 @@ class _Window:
         value = self.value()
         if not self.readable:
             return f"unreadable record: {NO_TEXT}"
-        return value if isinstance(value, dict) else f"unreadable record: {type(value).__name__}, not an object"
+        return _checked(value)
 
     def _more(self, size: int) -> bool:
         if self._ended:
@@ -82,9 +84,9 @@ class _Window:
 def iter_records(stream: TextIO) -> Iterator[dict[str, Any] | str]:
     """The records of JSON arrays, of JSON lines, or of one object that holds records.
 
-    That is an object of records by id, which get their key as ``material_id`` unless they have one, or a table as
-    pandas writes it: by columns, or as "split". A string is the problem of a record that is no object or not UTF-8.
-    Raises ValueError on what is not JSON, saying where.
+    That is an object of records by id, which get their key as ``material_id`` unless they have one; one with a sole
+    list of objects, as {"data": [..], "meta": ..}; or a table as pandas writes it: by columns, or as "split". A string
+    is the problem of a record that is no object or not UTF-8. Raises ValueError on what is not JSON, saying where.
     """
     window = _Window(stream)
     first = window.peek(_SPACE + "\ufeff")
@@ -130,6 +132,8 @@ def _of_object(whole: dict[str, Any]) -> Iterator[dict[str, Any] | str]:
     columns, rows = whole.get("columns"), whole.get("data")
     if isinstance(columns, list) and isinstance(rows, list):
         yield from (_of_row(columns, row) for row in rows)
+    elif (listed := _sole_list(whole)) is not None:
+        yield from (_checked(value) for value in listed)
     elif not whole or not all(isinstance(value, dict) for value in whole.values()):
         yield whole
     elif _is_table(whole):
@@ -139,6 +143,19 @@ def _of_object(whole: dict[str, Any]) -> Iterator[dict[str, Any] | str]:
         yield whole
     else:
         yield from ({"material_id": key, **value} for key, value in whole.items())
+
+
+def _sole_list(whole: dict[str, Any]) -> list[Any] | None:
+    """The one list of objects in an object that is no record itself; None where there is none, or several."""
+    if _OF_A_RECORD & {key.strip().lower() for key in whole}:
+        return None
+    lists = [value for value in whole.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    return lists[0] if len(lists) == 1 else None
+
+
+def _checked(value: object) -> dict[str, Any] | str:
+    """A value as a record, or what is wrong with it."""
+    return value if isinstance(value, dict) else f"unreadable record: {type(value).__name__}, not an object"
 
 
 def _of_row(columns: list[Any], row: object) -> dict[str, Any] | str:

@@ -32,6 +32,26 @@ def test_an_object_of_records_and_a_single_record():
     assert list(iter_records(io.StringIO(json.dumps(single)))) == [single]
 
 
+@pytest.mark.parametrize("more", [{}, {"meta": {"count": 2}, "next": None, "fields": ["id", "y"], "errors": []}])
+def test_an_object_with_one_list_of_records(more):
+    whole = {**more, "data": [{"id": "a", "y": 1.0}, 5, {"id": "b", "y": 2.0}]}
+    found = list(iter_records(io.StringIO(json.dumps(whole))))
+    assert found == [{"id": "a", "y": 1.0}, "unreadable record: int, not an object", {"id": "b", "y": 2.0}]
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        {"structure": {"sites": []}, "history": [{"x": 1}]},
+        {"lattice": {"a": 1}, "sites": [{"abc": [0, 0, 0]}]},
+        {"CIF": "data_x", "authors": [{"name": "x"}]},
+        {"data": [{"x": 1}], "included": [{"x": 2}]},
+    ],
+)
+def test_lists_of_a_record_and_several_lists_are_not_taken_for_records(whole):
+    assert list(iter_records(io.StringIO(json.dumps(whole)))) == [whole]
+
+
 def test_tables_as_pandas_writes_them():
     found = [{"structure": {"sites": []}, "y": 1.0}, {"structure": {"sites": [2]}, "y": None}]
     split = {"index": [0, 1], "columns": ["structure", "y"], "data": [list(row.values()) for row in found]}
