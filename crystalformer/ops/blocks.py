@@ -101,11 +101,15 @@ class BlockPlan:
     blocks: tuple[Block, ...]
     workspace: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
-    def rows_needed(self, radius: Tensor) -> list[int]:
-        """Rows of each block so that every atom has all shells within its ``radius`` (N,), plan order, Å."""
+    def reached(self, radius: Tensor) -> Tensor:
+        """(N,) shells of every atom within its ``radius`` (N,), plan order, Å; at least the atom itself."""
         reach = self.order.double() * _ATOM_STRIDE + radius.to(self.column)
         ends = torch.searchsorted(self.column, reach, right=True)
-        needed = (ends - self.row_start).tolist()
+        return (ends - self.row_start).clamp_min_(1)
+
+    def rows_of_blocks(self, reached: Tensor) -> list[int]:
+        """Rows of each block in which every atom has all shells that it has ``reached`` (N,), and a few more."""
+        needed = reached.tolist()
         return [
             min(block.limit, _round_up(max(needed[block.start : block.start + block.queries])))
             for block in self.blocks

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crystalformer.config import CUTOFF_SIGMAS
 from crystalformer.ops import reciprocal
 from crystalformer.ops.blocks import PLANS, Block, BlockPlan
 from crystalformer.ops.pairs import PairColumns, PairLookup
@@ -43,11 +44,12 @@ def _forward(
         c = precision.T.contiguous()
         y, total, lse = torch.empty_like(v), torch.empty_like(c), torch.empty_like(c)
         sums = v.new_empty(*v.shape[:2], 0 if radial is None else radial.count)
-        for block, m in zip(plan.blocks, _rows(plan, c, cutoff_sigmas), strict=True):
+        reached = _reached(plan, c, cutoff_sigmas)
+        for block, m in zip(plan.blocks, plan.rows_of_blocks(reached), strict=True):
             atoms, tables = _atoms(block), plan.tables(block, m)
             scores = _scores(plan, tables, q[atoms], _keys(k, tables))
             exponent, lse[:, atoms] = tables.exponent(scores, c[:, atoms], None, _buffer(plan, "p", scores, m))
-            p = vanishing_exp_(exponent)
+            p = vanishing_exp_(_ended(exponent, reached[atoms], cutoff_sigmas))
             if radial is not None:
                 torch.bmm(p, plan.features(block, radial, m), out=sums[atoms])
             collapsed = tables.collapse(p, _pair_buffer(plan, tables, scores))
@@ -90,11 +92,13 @@ def _attention_backward(  # noqa: PLR0913 - the operands of one equation
             heads = dy.transpose(0, 1)
             dweight = torch.bmm(heads.transpose(1, 2), sums.transpose(0, 1)).sum_to_size(weight.shape)
             dsums = torch.bmm(heads, weight.expand(len(heads), -1, -1)).transpose(0, 1)
-        for block, m in zip(plan.blocks, _rows(plan, c, cutoff_sigmas), strict=True):
+        reached = _reached(plan, c, cutoff_sigmas)
+        for block, m in zip(plan.blocks, plan.rows_of_blocks(reached), strict=True):
             atoms, tables = _atoms(block), plan.tables(block, m)
             keys, values = _keys(k, tables), _keys(v, tables)
             scores = _scores(plan, tables, q[atoms], keys)
-            p = vanishing_exp_(tables.exponent(scores, c[:, atoms], lse[:, atoms], _buffer(plan, "p", scores, m))[0])
+            exponent, _ = tables.exponent(scores, c[:, atoms], lse[:, atoms], _buffer(plan, "p", scores, m))
+            p = vanishing_exp_(_ended(exponent, reached[atoms], cutoff_sigmas))
             scores = _scores(plan, tables, dy[atoms], values)
             dp = tables.spread(scores, inner[:, atoms], _buffer(plan, "dp", scores, m))
             if dsums is not None and radial is not None:
@@ -169,9 +173,20 @@ def _radial(basis: Sequence[float]) -> RadialBasis | None:
     return RadialBasis(count=int(basis[0]), r_max=basis[1], width=basis[2]) if basis else None
 
 
-def _rows(plan: BlockPlan, c: Tensor, cutoff_sigmas: float) -> list[int]:
-    """Rows of each block within cutoff_sigmas of its atoms' widest Gaussians, from c (H, N): sigma² = 1/(2c)."""
-    return plan.rows_needed(cutoff_sigmas / (2.0 * c.amin(0)).sqrt())
+def _reached(plan: BlockPlan, c: Tensor, cutoff_sigmas: float) -> Tensor:
+    """(N,) shells within cutoff_sigmas of every atom's widest Gaussian, from c (H, N): sigma² = 1/(2c)."""
+    return plan.reached(cutoff_sigmas / (2.0 * c.amin(0)).sqrt())
+
+
+def _ended(exponent: Tensor, reached: Tensor, cutoff_sigmas: float) -> Tensor:
+    """Exponents (A, H, m), in place, without the shells that an atom has not ``reached`` (A,), its block-mates have.
+
+    From 6 sigma on these are rounding, 1.5e-8 of the nearest, and stay: a pass over all shells is not worth it.
+    """
+    if cutoff_sigmas >= CUTOFF_SIGMAS:
+        return exponent
+    beyond = torch.arange(exponent.shape[2], device=exponent.device) >= reached[:, None]
+    return exponent.masked_fill_(beyond[:, None], -math.inf)
 
 
 def _atoms(block: Block) -> slice:

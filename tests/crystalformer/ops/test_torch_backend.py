@@ -1,6 +1,7 @@
 """The torch backend against the oracle: every size of crystal and block, every gradient, both dtypes."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,32 @@ def test_output_and_every_gradient_of_a_large_crystal(n):
     given = operands(batch, heads=1, features=2, radial=few, scale=0.35)
     found = errors(attend(batch, given, "torch"), attend(batch, given, "reference"))
     assert all(error < FLOAT64_TOLERANCE for error in found.values()), found
+
+
+@pytest.mark.parametrize("cutoff_sigmas", [2.0, 4.0, 5.5, 6.0])
+def test_what_a_crystal_gets_depends_on_no_other(cutoff_sigmas):
+    """Blocks hold the shells of the farthest reaching atom: those that another has not reached must not count."""
+    crystals = [random_crystal(size, seed=size, skew=0.25) for size in (1, 5, 40, 3, 17, 2)]
+    given = operands(batch_of(*crystals), scale=0.8)
+    together = attend(batch_of(*crystals), given, "torch", cutoff_sigmas)
+    start = 0
+    for crystal in crystals:
+        batch = batch_of(crystal)
+        part = slice(start, start + batch.num_atoms)
+        own = {name: getattr(given, name)[part] for name in ("q", "k", "v", "rho", "dy")}
+        alone = attend(batch, replace(given, **own), "torch", cutoff_sigmas)
+        of_atoms = [name for name in alone if name != "dweight"]
+        found = errors({name: together[name][part] for name in of_atoms}, {name: alone[name] for name in of_atoms})
+        assert all(error < (1e-12 if cutoff_sigmas < 6 else 1e-7) for error in found.values()), found
+        start += batch.num_atoms
+
+
+@pytest.mark.parametrize("cutoff_sigmas", [2.0, 4.0, 6.0])
+def test_it_ends_where_the_compiled_kernels_do(cutoff_sigmas):
+    batch = batch_of(*(random_crystal(size, seed=size, skew=0.25) for size in (1, 5, 40, 3, 17, 2)))
+    given = operands(batch, scale=0.8).to(torch.float32)
+    found = errors(attend(batch, given, "torch", cutoff_sigmas), attend(batch, given, "numba", cutoff_sigmas))
+    assert all(error < 2e-5 for error in found.values()), found
 
 
 VARIANTS = {
