@@ -88,13 +88,13 @@ def test_padding_has_no_weight_no_square_and_no_features():
 
 
 @pytest.mark.parametrize("radius", [0.5, 2.7, 4.4, RADIUS])
-def test_rows_needed_reach_every_atoms_radius(radius):
+def test_rows_of_blocks_reach_every_atoms_radius(radius):
     """And no further than a step of rows beyond the atom that needs most."""
     batch = batch_of(*crystals())
     plan, shells = plan_of(batch), batch.shells(RADIUS)
     reach = torch.full((batch.num_atoms,), 0.5)
     reach[::3] = radius
-    needed = plan.rows_needed(reach)
+    needed = plan.rows_of_blocks(plan.reached(reach))
     for block, rows in zip(plan.blocks, needed, strict=True):
         most = 0
         for position in range(block.start, block.start + block.queries):
