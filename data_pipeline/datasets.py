@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.authors_layout import raw_pickles
 from data_pipeline.errors import DataError
 from data_pipeline.info import DatasetInfo, SourceKind, TargetInfo
 from data_pipeline.prepared import is_prepared, load_prepared
@@ -42,11 +44,16 @@ def embedded_names() -> tuple[str, ...]:
     return tuple(info.name for info in DATASETS if info.kind is SourceKind.EMBEDDED)
 
 
-def find_dataset(name: str) -> DatasetInfo:
-    """The registered set called ``name`` (or having it as an alias). Raises DataError with the closest names."""
+def find_dataset(name: str, data_dir: Path | None = None) -> DatasetInfo:
+    """The registered set called ``name`` (or having it as an alias).
+
+    Raises DataError with the closest names, or what to do with the authors' files of one under ``data_dir``.
+    """
     for info in DATASETS:
         if name == info.name or name in info.aliases:
             return info
+    if data_dir is not None:
+        _check_raw(name, data_dir, f"unknown data set {name!r}")
     raise DataError(f"unknown data set {name!r}; {_suggest(name, [info.name for info in DATASETS])}")
 
 
@@ -88,11 +95,20 @@ def _by_name(name: str, data_dir: Path) -> DatasetInfo:
             citation=ready.citation,
             licence=ready.licence,
         )
+    neither = f"data set {name!r} is neither registered nor prepared under {data_dir}"
+    _check_raw(name, data_dir, neither)
     own = sorted(p.parent.name for p in data_dir.glob("[!.]*/dataset.json")) if data_dir.is_dir() else []
     raise DataError(
-        f"data set {name!r} is neither registered nor prepared under {data_dir}; "
-        f"{_suggest(name, sorted({*known, *own}))} (own data: `crystalformer prepare --source PATH --name NAME`)"
+        f"{neither}; {_suggest(name, sorted({*known, *own}))} "
+        f"(own data: `crystalformer prepare --source PATH --name NAME`)"
     )
+
+
+def _check_raw(name: str, data_dir: Path, problem: str) -> None:
+    """Raises DataError, the problem and its remedy, where the authors' programs left a data set of this name."""
+    if _NAME.match(name) and (raw := raw_pickles(data_dir / name)):
+        words = ["--source", str(data_dir / name), "--name", name, "--data_dir", str(data_dir), "--allow_pickle"]
+        raise DataError(f"{problem}; {next(iter(raw))} is there: `crystalformer prepare {shlex.join(words)}`")
 
 
 def _only_embedded(targets: Sequence[str]) -> DatasetInfo:

@@ -34,6 +34,7 @@ from data_pipeline.sources.raw import EXTRA_FIELDS
 from data_pipeline.splits import SPLITS
 from data_pipeline.steps.assign import Assignment, assign_splits, count_rules, first_reasons, with_ids
 from data_pipeline.steps.execute import Progress, in_process, with_ray
+from data_pipeline.steps.publish import NAME_KEY, check_target, publish
 from data_pipeline.steps.reduce import SYMPREC
 from data_pipeline.steps.store import PART_FIELD, RawStore, is_staged
 from data_pipeline.steps.work import WORK_VERSION
@@ -66,7 +67,7 @@ def prepare_dataset(
     called with what is done, rows done, rows in all. executor: "process" and "ray" force one way to work; the files
     are the same bytes either way. Raises DataError.
     """
-    info = find_dataset(dataset) if isinstance(dataset, str) else dataset
+    info = find_dataset(dataset, data_dir) if isinstance(dataset, str) else dataset
     source = open_registered(info, data_dir, progress or _silent, allow_pickle=allow_pickle)
     return prepare_from(source, info, data_dir, strict=strict, progress=progress, executor=executor)
 
@@ -102,7 +103,7 @@ def prepare_from(
             return ready
         job = _Job(info=info, source=source, data_dir=data_dir, fingerprint=wanted)
         try:
-            job.check_target_folder()
+            check_target(job.target)
             job.run(progress or _silent, executor, strict=strict)
         except OSError as error:
             goes_on = "; started again, it goes on from there" if is_staged(job.staging) else ""
@@ -170,11 +171,6 @@ class _Job:
     def partial(self) -> Path:
         return self.data_dir / f".{self.info.name}.{self.fingerprint[:12]}.partial"
 
-    def check_target_folder(self) -> None:
-        """Never replace a folder that is not a prepared data set."""
-        if self.target.exists() and not (self.target / FILE_NAME).is_file() and any(self.target.iterdir()):
-            raise DataError(f"{self.target}: exists and is not a prepared data set; choose another name or folder")
-
     def run(self, progress: Progress, executor: Executor, *, strict: bool) -> None:
         """Read, work, write, publish. What an earlier run left is used if it is of the same fingerprint."""
         # Not every .NAME.*: a data set NAME.v2 has its own, and may be in the making.
@@ -183,7 +179,7 @@ class _Job:
             if own.fullmatch(left.name) and left.is_dir() and left != self.staging:
                 shutil.rmtree(left)
         try:
-            self._publish(self._make(progress, executor, strict=strict))
+            publish(self._make(progress, executor, strict=strict), self.target)
         except DataError:
             shutil.rmtree(self.staging, ignore_errors=True)
             raise
@@ -225,7 +221,7 @@ class _Job:
     ) -> dict[str, Any]:
         problems = dict(plan.problems)
         start = 0
-        metadata = {"crystalformer.dataset": self.info.name, "crystalformer.fingerprint": self.fingerprint}
+        metadata = {NAME_KEY: self.info.name, "crystalformer.fingerprint": self.fingerprint}
         with DatasetWriter(out, self.source.targets, metadata) as writer:
             for table in processed:
                 found = enumerate(table.column("problem").to_pylist(), start=start)
@@ -299,14 +295,6 @@ class _Job:
                 "rows": [asdict(row) for row in rejected],
             },
         }
-
-    def _publish(self, out: Path) -> None:
-        old = self.data_dir / f".{self.info.name}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if self.target.exists():
-            self.target.rename(old)
-        out.rename(self.target)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _split_rule(plan: Assignment, recipe: SplitRecipe) -> dict[str, Any]:

@@ -85,8 +85,9 @@ def iter_records(stream: TextIO) -> Iterator[dict[str, Any] | str]:
     """The records of JSON arrays, of JSON lines, or of one object that holds records.
 
     That is an object of records by id, which get their key as ``material_id`` unless they have one; one with a sole
-    list of objects, as {"data": [..], "meta": ..}; or a table as pandas writes it: by columns, or as "split". A string
-    is the problem of a record that is no object or not UTF-8. Raises ValueError on what is not JSON, saying where.
+    list of objects, as {"data": [..], "meta": ..}; or a table as pandas writes it: by columns, or as "split".
+    A string is the problem of a record that is no object or not UTF-8. Raises ValueError on what is not JSON, saying
+    where.
     """
     window = _Window(stream)
     first = window.peek(_SPACE + "\ufeff")

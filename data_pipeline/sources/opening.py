@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data_pipeline.authors_layout import RAW_PICKLE, raw_pickles
 from data_pipeline.download import Progress
 from data_pipeline.errors import DataError
 from data_pipeline.formats.compressed import ENDINGS
@@ -20,8 +21,6 @@ from data_pipeline.sources.remote import RemoteSource
 from data_pipeline.sources.structures import StructureTableSource, are_structure_tables
 from data_pipeline.splits import SPLITS
 
-RAW_PICKLE = "raw/raw_data.pkl"
-"""Where the authors' programs leave the records of a split."""
 _KINDS = (
     f"a folder of CIF or POSCAR files with {INDEX}, a file .csv, .json or .jsonl ({', '.join(ENDINGS)} too), "
     f".parquet or .pkl, a folder of such files, "
@@ -46,16 +45,15 @@ def open_path(path: Path, targets: Sequence[str], *, allow_pickle: bool) -> Sour
         raise DataError(f"{path}: not found; --source takes {_KINDS}")
     if (path / INDEX).is_file():
         return FolderSource(path, targets)
-    if is_prepared(path.parent, path.name) and (path / SPLITS[0]).is_dir():
-        raise DataError(f"{path}: is a prepared data set, not a source; train on it with --dataset {path.name}")
-    raw = {path / split / RAW_PICKLE: split for split in SPLITS}
-    there = [file for file in raw if file.is_file()]
-    if there:
-        if len(there) < len(raw):
-            missing = next(file for file in raw if file not in there)
-            raise DataError(f"{missing}: not found, though {there[0]} is there")
+    raw = raw_pickles(path)
+    if raw:  # a prepared data set may lie beside them
+        missing = next((split for split in SPLITS if split not in raw.values()), None)
+        if missing is not None:
+            raise DataError(f"{path / missing / RAW_PICKLE}: not found, though {next(iter(raw))} is there")
         check_pickle(str(path), allow_pickle=allow_pickle)
         return RecordSource(raw, targets)
+    if is_prepared(path.parent, path.name) and (path / SPLITS[0]).is_dir():
+        raise DataError(f"{path}: is a prepared data set, not a source; train on it with --dataset {path.name}")
     return _open_files(_files_of_one_kind(path), targets)
 
 

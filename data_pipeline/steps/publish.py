@@ -1,0 +1,86 @@
+"""Put a finished data set where it belongs: in a folder of its own, or beside the pickles it was made of.
+
+The authors' programs keep data/<name>/{train,val,test}/raw/raw_data.pkl. Of such a folder only dataset.json and
+{train,val,test}/part-*.parquet are ours; nothing else in it is moved, replaced or deleted.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.authors_layout import raw_pickles
+from data_pipeline.errors import DataError
+from data_pipeline.prepared import FILE_NAME
+from data_pipeline.splits import SPLITS
+
+NAME_KEY = "crystalformer.dataset"
+"""In the metadata of every Parquet file of a prepared data set: its name when it was made."""
+_OURS = re.compile(r"part-\d{5,}\.parquet|\.part-\d{5,}\.parquet\.partial")
+"""Names of the files we write into the folder of a split."""
+
+
+def check_target(target: Path) -> None:
+    """Raises DataError where a data set cannot be put at ``target`` without losing what somebody else has there."""
+    if not target.exists():
+        return
+    prepared = (target / FILE_NAME).is_file()
+    if not prepared and any(target.iterdir()) and not raw_pickles(target):
+        raise DataError(f"{target}: exists and is not a prepared data set; choose another name or folder")
+    for file in (file for split in SPLITS for file in (target / split).glob("*.parquet")):
+        if not (_OURS.fullmatch(file.name) and (prepared or _says_ours(file))):
+            raise DataError(f"{file}: is not of a prepared data set, but would be read as a part of it; take it away")
+
+
+def publish(made: Path, target: Path) -> None:
+    """Put the finished data set ``made`` at ``target``, for which check_target has nothing to say.
+
+    A process that is killed on the way leaves either the old one, or none that counts as prepared.
+    """
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if _holds_more(target):
+        _put_beside(made, target)
+        return
+    if target.exists():
+        target.rename(old)
+    made.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _says_ours(file: Path) -> bool:
+    """Whether a Parquet file says that it is one of ours, as one left by a process that was killed."""
+    try:
+        return NAME_KEY.encode() in (pq.read_schema(file).metadata or {})
+    except (pa.ArrowInvalid, OSError):
+        return False
+
+
+def _holds_more(target: Path) -> bool:
+    """Whether the folder of a split holds what we did not write, such as raw/."""
+    folders = [target / split for split in SPLITS if (target / split).is_dir()]
+    return any(not _OURS.fullmatch(path.name) for folder in folders for path in folder.iterdir())
+
+
+def _put_beside(made: Path, target: Path) -> None:
+    """Replace our files one by one; the description comes last, and without it the folder is not a prepared one."""
+    (target / FILE_NAME).unlink(missing_ok=True)
+    for split in SPLITS:
+        folder = target / split
+        folder.mkdir(exist_ok=True)
+        for left in [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]:
+            left.unlink()
+        for part in sorted((made / split).iterdir()):
+            _move(part, folder / part.name)
+    _move(made / FILE_NAME, target / FILE_NAME)
+
+
+def _move(file: Path, to: Path) -> None:
+    """Under another name until it is whole: the folder may be a link to another disk, where moving is copying."""
+    partial = to.with_name(f".{to.name}.partial")
+    shutil.move(file, partial)
+    partial.replace(to)
