@@ -118,3 +118,8 @@ def test_numbers(value, number):
 def test_values_that_are_no_number(value):
     with pytest.raises(ValueError, match="is not a number|is not between -3e\\+38 and 3e\\+38"):
         parse_target(value)
+
+
+def test_coordinates_that_overflow_cost_their_row_without_a_warning(recwarn):
+    assert structure_problem(crystal(CUBE, [[1e308, -1e308, 0]], [1])) == "non-finite number: in the positions"
+    assert not recwarn.list
