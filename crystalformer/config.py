@@ -23,6 +23,12 @@ CUTOFF_SIGMAS = 6.0
 LEAST_BETA = 1e-4
 """Of a positive function; the greatest is its reciprocal. Beyond, softplus divides by nearly 0 or is a step."""
 
+_POSITIVE = (
+    f"one of {', '.join(get_args(PositiveName))}, each alone or followed by =beta "
+    f"with beta from {LEAST_BETA:g} to {1 / LEAST_BETA:g}"
+)
+"""What positive_func may be; made here, as torch.compile does not trace the text of a number."""
+
 MAX_ATOMIC_NUMBER = 98
 """Elements H to Cf have a row in the embedding table."""
 
@@ -54,17 +60,14 @@ class PositiveFunction:
 
     @classmethod
     def parse(cls, text: str) -> PositiveFunction:
-        """Read ``name`` or ``name=beta``; beta is 1 where absent and must be positive."""
+        """Read ``name`` or ``name=beta``; beta is 1 where absent. ValueError names what is allowed."""
         name, _, beta_text = str(text).partition("=")
-        names = ", ".join(get_args(PositiveName))
-        betas = f"beta from {LEAST_BETA:g} to {1 / LEAST_BETA:g}"
-        allowed = f"one of {names}, each alone or followed by =beta with {betas}"
-        require(name in get_args(PositiveName), "positive_func", text, allowed)
+        require(name in get_args(PositiveName), "positive_func", text, _POSITIVE)
         try:
             beta = float(beta_text) if "=" in str(text) else 1.0
         except ValueError:
             beta = math.nan
-        require(LEAST_BETA <= beta <= 1 / LEAST_BETA, "positive_func", text, allowed)
+        require(LEAST_BETA <= beta <= 1 / LEAST_BETA, "positive_func", text, _POSITIVE)
         return cls(name=name, beta=beta)  # type: ignore[arg-type]  # membership was checked above
 
 
