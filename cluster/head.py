@@ -52,8 +52,8 @@ class Head:
     """Prometheus endpoint of the node."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one of the commands and give its exit status."""
+def command_line() -> argparse.ArgumentParser:
+    """The commands and their options."""
     parser = argparse.ArgumentParser(prog="python -m cluster.head", description="A local Ray head with a dashboard.")
     parser.add_argument("--folder", default=".ray-head", help="where its pid and log are kept (default .ray-head)")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -62,7 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     submit = commands.add_parser("submit", help=f"run a command there, or at {ADDRESS_VARIABLE}")
     submit.add_argument("job", help='what crystalformer is to do: "train --target shear"')
     commands.add_parser("down", help="stop the head that up started")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of the commands and give its exit status."""
+    args = command_line().parse_args(argv)
     folder = Path(args.folder).resolve()
     try:
         if args.command == "submit":

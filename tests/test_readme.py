@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli import main
+from cluster import head
+from cluster.cli import _parse, main
 from tests.benchmarks import baselines
 from tests.cells import ROCK_SALT, face_centred
 from tests.cluster.trained import write_model
@@ -68,11 +69,9 @@ def test_data_training_and_predicting_commands(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     for command in [c for c in COMMANDS if c in DATA or c in TRAIN or c in USE]:
         words = shlex.split(command)[1:]
-        if words[0] == "train":
-            # One small batch size, so that the README's own 40 crystals make one.
-            words += [*shlex.split(QUICK), "--batch_size", "16"]
-        if words[0] == "train" and "--resume" in words:
-            words[words.index("--epochs") + 1] = "1"
+        if words[0] == "train" and "--resume" not in words:
+            # The README's own 40 crystals make no larger batch.
+            words += [*shlex.split(QUICK), *(["--batch_size", "16"] if "mine" in words else [])]
         assert main(words) == 0, f"{command}: {capsys.readouterr().err}"
     runs = sorted(path.parent for path in (folder / "runs").rglob("results.json"))
     assert len(runs) == len(TRAIN) - sum("--resume" in c for c in TRAIN)
@@ -91,6 +90,15 @@ def test_make_train_and_the_other_make_commands(folder):
         dry_run = ["make", "-n", *shlex.split(command)[1:]]
         dry = subprocess.run(dry_run, cwd=REPOSITORY, capture_output=True, text=True)
         assert dry.returncode == 0, f"{command}: {dry.stderr}"
+        assert taken(shlex.split(dry.stdout)), command
+
+
+def taken(words: list[str]) -> bool:
+    """Whether what make would run is a command with options that it takes: a wrong one raises UserError or exits."""
+    if words[0].endswith("/crystalformer"):
+        return bool(_parse(words[1:]).command_name)
+    module, *rest = words[words.index("-m") + 1 :]
+    return bool(head.command_line().parse_args(rest).command) if module == "cluster.head" else module == "pytest"
 
 
 def test_baselines(folder, monkeypatch, capsys):

@@ -134,11 +134,15 @@ def _lasting_paths(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_config(args: argparse.Namespace) -> TrainConfig:
-    """The TrainConfig of a command line. Raises UserError naming the setting, the value and what is allowed."""
+    """The TrainConfig of a command line: of a run that it resumes, what is not given is as it was.
+
+    Raises UserError naming the setting, the value and what is allowed.
+    """
+    from cluster.run.resumed import saved_settings
     from cluster.worker.fine_tuning import with_architecture  # brings pyarrow, which is slow to import
 
-    settings = with_architecture(read_settings(args))
+    given = read_settings(args)
     try:
-        return TrainConfig.from_flat(settings)
+        return TrainConfig.from_flat({**saved_settings(given), **with_architecture(given)})
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
-from cluster.run.storage import RunStore, local_folder
-from cluster.settings.config import CONFIG_FILE, TrainConfig, flat_fields, load_yaml, section_fields
+from cluster.run.resumed import saved_settings
+from cluster.run.storage import local_folder
+from cluster.settings.config import TrainConfig, section_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,12 +131,7 @@ def _settings(card: ModelCard) -> dict[str, Any]:
 
 def _resumed(settings: Mapping[str, Any], location: str) -> dict[str, Any] | None:
     """The architecture of the run that is gone on with, if there is one that began from the same model."""
-    name = settings.get("run_name")
-    if name is None or not (settings.get("resume") or settings.get("auto_resume")):
+    saved = saved_settings(settings)
+    if saved.get("init_from") != location:
         return None
-    with RunStore(settings.get("storage_path", flat_fields()["storage_path"].default), name) as store:
-        if not store.holds(CONFIG_FILE):
-            return None
-        store.pull(CONFIG_FILE)
-        saved = load_yaml(store.folder / CONFIG_FILE)
-    return saved.section_values("model") if saved.run.init_from == location else None
+    return TrainConfig.from_flat(saved).section_values("model")

@@ -1,5 +1,7 @@
 """Every setting as a flag: spelling, types, precedence, help and what is said of mistakes."""
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.commands.options import add_config_options, add_data_dir, add_device, read_config, read_settings
@@ -157,3 +159,24 @@ def test_normalize_leaves_values_and_the_rest_alone():
         "--e-f",
         "-3",
     ]
+
+
+def test_what_a_resumed_run_knows_need_not_be_given_again(tmp_path):
+    begun = config_of("--run_name", "night", "--lr", "1e-3", "--num_workers", "2", "--storage_path", str(tmp_path))
+    (tmp_path / "night").mkdir()
+    save_yaml(tmp_path / "night" / "config.yaml", begun)
+    words = ["--run_name", "night", "--storage_path", str(tmp_path)]
+    for word in ("--resume", "--auto_resume"):
+        again = read_config(parse(*words, word))
+        assert (again.run.resume, again.run.auto_resume) == (word == "--resume", word == "--auto_resume")
+        assert replace(again, run=begun.run) == begun
+    given = read_config(parse(*words, "--resume", "--num_workers", "3", "--lr", "2e-3"))
+    assert (given.scale.num_workers.most, given.optim.lr) == (3, 2e-3), "which the run refuses, or not"
+    with pytest.raises(UserError, match="^target must be given"):
+        read_config(parse(*words))
+    with pytest.raises(UserError, match="^run_name 'other' cannot be resumed: .*/other holds no config.yaml"):
+        read_config(parse("--run_name", "other", "--storage_path", str(tmp_path), "--resume"))
+    with pytest.raises(UserError, match="^target must be given"):
+        read_config(parse("--run_name", "other", "--storage_path", str(tmp_path), "--auto_resume"))
+    with pytest.raises(UserError, match="^run_name must be given where resume is true"):
+        read_config(parse("--storage_path", str(tmp_path), "--resume"))

@@ -47,8 +47,8 @@ def test_a_data_set_that_does_not_fit(small_disk, capsys):
     assert main(words) == 0
 
 
-def test_a_disk_that_fills_up(small_disk, tmp_path):
-    data = {"data_dir": str(tmp_path / "data")}
+def test_a_disk_that_fills_up(small_disk, elastic):
+    data = {"data_dir": str(elastic.path.parent)}
     run = Run(small_disk, "run", checkpoint_every=1, epochs=10, swa_epochs=0, **data)
     run.wait_for_checkpoint()
     fill(small_disk)
@@ -68,9 +68,9 @@ def test_a_disk_that_fills_up(small_disk, tmp_path):
     assert [row[0] for row in numbers(run.folder)] == list(range(1, 11))
 
 
-def test_a_disk_that_is_full_before_the_start(small_disk, tmp_path):
+def test_a_disk_that_is_full_before_the_start(small_disk, elastic, capsys):
     fill(small_disk)
-    run = Run(small_disk, "run", data_dir=str(tmp_path / "data"))
-    text = run.end()
-    assert run.process.returncode == 2
-    assert text.strip() == f"error: storage_path {str(small_disk)!r} cannot be written: No space left on device"
+    words = ["--data_dir", str(elastic.path.parent), "--storage_path", str(small_disk), "--run_name", "run"]
+    assert main(["train", "--target", "shear", *words]) == 2
+    told = f"error: storage_path {str(small_disk)!r} cannot be written: No space left on device\n"
+    assert capsys.readouterr().err == told

@@ -57,9 +57,9 @@ def nodes(ray_cluster):
 
 
 @pytest.fixture(scope="module")
-def start(ray_cluster, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("nodes")
-    return lambda name, **settings: Run(folder, name, ray_cluster.address, cpus_per_worker=1, **settings)
+def start(ray_cluster, elastic, tmp_path_factory):
+    folder, common = tmp_path_factory.mktemp("nodes"), {"cpus_per_worker": 1, "data_dir": str(elastic.path.parent)}
+    return lambda name, **settings: Run(folder, name, ray_cluster.address, **common, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import signal
 import psutil
 import pytest
 
+from cluster.cli import main
 from cluster.driver.snapshot import SNAPSHOT
 from cluster.run.report import read_metrics
 from tests.cluster.runs import TIMEOUT, Run, errors, numbers
@@ -18,16 +19,22 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(folder):
+def begin(folder, elastic):
+    """``begin(name, **settings)``: a Run in that folder."""
+    return lambda name, **settings: Run(folder, name, data_dir=str(elastic.path.parent), **settings)
+
+
+@pytest.fixture(scope="module")
+def whole(begin):
     """The run that nothing happens to."""
-    run = Run(folder, "whole")
+    run = begin("whole")
     text = run.end()
     assert run.process.returncode == 0, text
     return run.folder
 
 
-def test_a_killed_driver_and_a_damaged_checkpoint(folder, whole):
-    run = Run(folder, "driver")
+def test_a_killed_driver_and_a_damaged_checkpoint(begin, whole):
+    run = begin("driver")
     run.wait_for_checkpoint(at_least=2, epoch=1)
     workers = run.workers()
     listening = [c.laddr.ip for w in workers for c in w.net_connections("inet") if c.status == psutil.CONN_LISTEN]
@@ -40,7 +47,7 @@ def test_a_killed_driver_and_a_damaged_checkpoint(folder, whole):
     file.write_bytes(file.read_bytes()[:-1])
     position = json.loads((older / "state.json").read_text())["position"]
     assert position["epoch"] > 1
-    again = Run(folder, "driver", resume=True, num_workers=2, zero_stage=2)
+    again = begin("driver", resume=True, num_workers=2, zero_stage=2)
     text = again.end()
     assert again.process.returncode == 0, text
     assert "warning: checkpoint passed over" in text and "weights.safetensors" in text
@@ -52,9 +59,9 @@ def test_a_killed_driver_and_a_damaged_checkpoint(folder, whole):
     assert errors(run.folder) == pytest.approx(errors(whole), rel=3e-2)
 
 
-def test_sigterm_writes_a_checkpoint_in_mid_epoch_and_a_killed_worker_is_replaced(folder, whole):
+def test_sigterm_writes_a_checkpoint_in_mid_epoch_and_a_killed_worker_is_replaced(begin, whole):
     """One run is stopped, goes on without Ray Train's list of its checkpoints, and loses its worker then."""
-    run = Run(folder, "stopped", checkpoint_every=100)
+    run = begin("stopped", checkpoint_every=100)
     run.wait_for(2)
     run.process.send_signal(signal.SIGTERM)
     text = run.end()
@@ -64,7 +71,7 @@ def test_sigterm_writes_a_checkpoint_in_mid_epoch_and_a_killed_worker_is_replace
     position = json.loads((only / "state.json").read_text())["position"]
     (run.folder / SNAPSHOT).write_text("")
 
-    again = Run(folder, "stopped", resume=True)
+    again = begin("stopped", resume=True)
     again.wait_for_checkpoint(epoch=position["epoch"])
     (worker,) = again.workers()
     worker.kill()
@@ -80,8 +87,7 @@ def test_sigterm_writes_a_checkpoint_in_mid_epoch_and_a_killed_worker_is_replace
     assert errors(run.folder) == errors(whole)
 
 
-def test_a_resumed_run_may_not_change_what_it_computes(folder, whole):
-    run = Run(folder, "whole", resume=True, lr=0.001)
-    text = run.end()
-    assert run.process.returncode == 2, text
-    assert text.strip() == "error: lr is 0.001 but the run to resume was started with 0.0005"
+def test_a_resumed_run_may_not_change_what_it_computes(folder, whole, capsys):
+    words = ["--storage_path", str(folder), "--run_name", "whole", "--resume", "--lr", "0.001"]
+    assert main(["train", *words]) == 2
+    assert capsys.readouterr().err == "error: lr is 0.001 but the run to resume was started with 0.0005\n"

@@ -37,7 +37,7 @@ def ray_here(s3):
         yield
 
 
-EPOCHS = 10
+EPOCHS = 6
 """Of a run that is stopped after its first: it must not have ended when its driver looks."""
 
 
