@@ -28,6 +28,7 @@ from cluster.run.report import (
     write_predictions,
     write_results,
 )
+from cluster.run.resumed import not_there
 from cluster.run.storage import RunStore, is_remote
 from cluster.run.tracking import RUN_FILE
 from cluster.settings.config import CONFIG_FILE, TrainConfig, load_yaml
@@ -141,7 +142,7 @@ def open_run(config: TrainConfig, store: RunStore) -> None:
         raise UserError(f"run_name {name!r} exists in {parent}; give another, or --resume")
     if config.run.resume:
         if not there:
-            raise UserError(f"run_name {name!r} cannot be resumed: {store.location} holds no {CONFIG_FILE}")
+            raise not_there(str(name), store)
         store.pull(CONFIG_FILE, DATA_FILE, METRICS_FILE, RUN_FILE, RESULTS_FILE)
         _check_same(config, load_yaml(store.folder / CONFIG_FILE))
     store.check_writable()

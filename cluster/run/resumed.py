@@ -27,9 +27,12 @@ def saved_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         if not store.holds(CONFIG_FILE):
             if calling.auto_resume:
                 return {}
-            raise UserError(
-                f"run_name {calling.run_name!r} cannot be resumed: {store.location} holds no {CONFIG_FILE}"
-            )
+            raise not_there(calling.run_name, store)
         store.pull(CONFIG_FILE)
         saved = load_flat(store.folder / CONFIG_FILE)
     return {name: value for name, value in saved.items() if name not in _OF_THE_COMMAND}
+
+
+def not_there(name: str, store: RunStore) -> UserError:
+    """What is said where there is nothing to resume."""
+    return UserError(f"run_name {name!r} cannot be resumed: {store.location} holds no {CONFIG_FILE}")
