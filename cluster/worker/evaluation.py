@@ -44,11 +44,12 @@ def evaluate(engine: Engine, feed: Feed, place: Place) -> Evaluation:
     mine = deal(rows, feed.costs, place.world_size)[place.rank]
     results = torch.zeros(2, feed.num_rows, feed.num_targets, dtype=torch.float64)
     batches = [mine[start : start + EVAL_BATCH] for start in range(0, len(mine), EVAL_BATCH)]
+    forwards = _forwards_to_share(engine, len(batches))  # before the first, as workers meet in the same order only
     for part in batches:
         batch, target = feed.batch(part, place.device)
         results[0, torch.from_numpy(part)] = engine.predict(batch).double().cpu()
         results[1, torch.from_numpy(part)] = target.double().cpu()
-    for _ in range(_forwards_to_share(engine, len(batches)) - len(batches)):
+    for _ in range(forwards - len(batches)):
         engine.predict(feed.batch(rows[:1], place.device)[0])
     whole = all_reduce(results.to(place.device)).cpu().numpy()
     return Evaluation(prediction=whole[0], truth=whole[1])
