@@ -37,6 +37,9 @@ _DENSE_LIMIT = 2_000_000
 _CELLS_A_RADIUS = 2.5
 """Linked cells are at least radius / this thick: thinner ones fit the sphere better and are more in number."""
 
+_CELLS_AN_ATOM = 64
+"""Linked cells at most: in a crystal that is nearly empty, or within a small radius, thicker ones serve as well."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shells:
@@ -147,6 +150,8 @@ def _images_by_cells(
     over the boundary as images. One of two opposite cell offsets is visited and its pairs are mirrored.
     """
     cells = np.maximum(1, np.floor(_heights(lattice) * _CELLS_A_RADIUS / radius)).astype(np.int64)
+    while cells.prod(dtype=np.float64) > _CELLS_AN_ATOM * len(positions):
+        cells[cells.argmax()] = -(-cells.max() // 2)
     reach = np.ceil(radius * cells / _heights(lattice)).astype(int)
     fractional = positions @ np.linalg.inv(lattice)
     fractional -= np.floor(fractional)

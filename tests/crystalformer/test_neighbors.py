@@ -1,10 +1,13 @@
 """find_shells holds exactly the images within the radius: against brute force, pymatgen and known lattices."""
 
+from dataclasses import replace
+from functools import cache
+
 import numpy as np
 import pytest
 
 from crystalformer import neighbors
-from crystalformer.neighbors import _CHUNK, SHELL_GAP, find_shells
+from crystalformer.neighbors import SHELL_GAP, find_shells
 from tests.crystalformer.crystals import (
     REWRITTEN,
     Crystal,
@@ -16,12 +19,14 @@ from tests.crystalformer.crystals import (
 )
 
 
-@pytest.fixture(autouse=True, params=["compiled", "NumPy"])
+@pytest.fixture(autouse=True, params=["compiled", "NumPy", "cells"])
 def search(request, monkeypatch):
-    """Every test goes by the compiled search and by the one that is used where numba is not installed."""
+    """Every test goes by the compiled search, by the one without numba, and by that of crystals of many atoms."""
     assert neighbors._compiled_search() is not None
     if request.param == "NumPy":
         monkeypatch.setattr(neighbors, "_compiled_search", lambda: None)
+    if request.param == "cells":
+        monkeypatch.setattr(neighbors, "_DENSE_LIMIT", 0)
 
 
 CUBIC = Crystal(np.zeros((1, 3)), np.array([29]), np.eye(3))
@@ -53,10 +58,9 @@ def brute_force(crystal: Crystal, radius: float) -> dict[tuple[int, int], np.nda
 
 
 def assert_same_images(found, expected):
-    assert set(found) == set(expected)
-    for pair, distances in expected.items():
-        # merged images lie within SHELL_GAP of their shell
-        np.testing.assert_allclose(found[pair], distances, rtol=0, atol=SHELL_GAP)
+    assert {pair: len(distances) for pair, distances in found.items()} == {p: len(d) for p, d in expected.items()}
+    both = (np.concatenate([of[pair] for pair in expected]) for of in (found, expected))
+    np.testing.assert_allclose(*both, rtol=0, atol=SHELL_GAP)  # merged images lie within it of their shell
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -68,22 +72,18 @@ def test_random_cells_against_brute_force(seed):
         )
 
 
-def assert_agrees_with_pymatgen(crystal: Crystal, radius: float):
+@cache
+def pymatgens(name: int | str) -> tuple[int, dict[tuple[int, int], np.ndarray]]:
+    """How many images pymatgen finds for each atom but itself, in all, and their distances as ``images`` has them."""
     from pymatgen.core import Lattice, Structure
 
+    crystal, radius = KNOWN[name]
     structure = Structure(Lattice(crystal.lattice), crystal.numbers, crystal.positions, coords_are_cartesian=True)
     centre, point, _, distance = structure.get_neighbor_list(radius)
     expected = {(i, i): [0.0] for i in range(len(crystal))}  # pymatgen leaves out the atom itself
     for i, j, d in zip(centre.tolist(), point.tolist(), distance.tolist(), strict=True):
         expected.setdefault((i, j), []).append(d)
-    found = find_shells(crystal.positions, crystal.lattice, radius)
-    assert found.count.sum() == len(distance) + len(crystal)
-    assert_same_images(images(found), {pair: np.sort(distances) for pair, distances in expected.items()})
-
-
-@pytest.mark.parametrize("index", range(10))
-def test_real_crystals_against_pymatgen(index):
-    assert_agrees_with_pymatgen([*golden_crystals(), *embedded_crystals()][index], 6.03)
+    return len(distance), {pair: np.sort(distances) for pair, distances in expected.items()}
 
 
 LARGE = {
@@ -94,11 +94,16 @@ LARGE = {
     "needle": (supercell(random_crystal(4, seed=4), 1, 1, 40), 6.03),
     "sheet": (supercell(random_crystal(4, seed=5), 8, 8, 1), 6.03),
 }
+KNOWN = {**LARGE, **{i: (c, 6.03) for i, c in enumerate([*golden_crystals(), *embedded_crystals()])}}
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_large_crystals_against_pymatgen(name):
-    assert_agrees_with_pymatgen(*LARGE[name])
+@pytest.mark.parametrize("name", KNOWN)
+def test_real_and_large_crystals_against_pymatgen(name):
+    crystal, radius = KNOWN[name]
+    others, expected = pymatgens(name)
+    found = find_shells(crystal.positions, crystal.lattice, radius)
+    assert found.count.sum() == others + len(crystal)
+    assert_same_images(images(found), expected)
 
 
 def test_the_embedded_crystals_are_extreme():
@@ -175,15 +180,33 @@ def test_rows_do_not_depend_on_how_the_crystal_is_written(how):
     np.testing.assert_allclose(np.sort(a.distance), np.sort(b.distance), atol=1e-9)
 
 
-def test_a_large_cell_searched_in_parts_has_the_unit_cells_neighbours():
+def test_a_large_cell_has_the_unit_cells_neighbours():
     unit = golden_crystals()[0]
     large = supercell(unit, 4, 4, 4)
-    assert len(large) * (len(large) + 1) // 2 * 27 > _CHUNK  # pairs by cells: more than one part
+    assert len(large) ** 2 * 27 > neighbors._DENSE_LIMIT
     radius = 6.03
     a, b = (find_shells(c.positions, c.lattice, radius) for c in (unit, large))
-    images_of = [np.add.reduceat(s.count, s.ptr[:-1]) for s in (a, b)]
-    assert images_of[1].tolist() == images_of[0].tolist() * 64
-    np.testing.assert_allclose((b.count * b.distance).sum(), 64 * (a.count * a.distance).sum(), rtol=1e-9)
+    of_unit = images(a)
+    expected = {(i, j): of_unit[i % len(unit), j] for i in range(len(large)) for k, j in of_unit if k == i % len(unit)}
+    assert_same_images(images(replace(b, neighbor=b.neighbor % len(unit))), expected)
+
+
+def test_pairs_searched_in_parts_are_those_searched_at_once(monkeypatch):
+    crystal = random_crystal(12, seed=0)
+    at_once = find_shells(crystal.positions, crystal.lattice, 6.03)
+    parts, images_of_pairs = [], neighbors._images_of_pairs
+
+    def noted(positions, lattice, radius, i, j):
+        parts.append(len(i))
+        return images_of_pairs(positions, lattice, radius, i, j)
+
+    monkeypatch.setattr(neighbors, "_images_of_pairs", noted)
+    monkeypatch.setattr(neighbors, "_compiled_search", lambda: None)
+    monkeypatch.setattr(neighbors, "_DENSE_LIMIT", 2_000_000)
+    monkeypatch.setattr(neighbors, "_CHUNK", 2_000)
+    found = find_shells(crystal.positions, crystal.lattice, 6.03)
+    assert len(parts) > 1 and parts[-1] < parts[0]
+    assert_same_images(images(found), images(at_once))
 
 
 @pytest.mark.parametrize("radius", [0.0, -1.0, float("nan")])
