@@ -6,6 +6,8 @@ import logging
 import sys
 from collections.abc import Callable
 
+from data_pipeline.text import readable
+
 PACKAGES = ("cluster", "crystalformer", "data_pipeline", "tune")
 """Ours; modules log through ``logging.getLogger(__name__)``, and other libraries' loggers are left alone."""
 
@@ -69,6 +71,6 @@ def _replace(name: str, handler: logging.Handler | None) -> None:
 
 
 def say(text: str = "") -> None:
-    """Write a line of a command's answer to stdout, at once."""
-    sys.stdout.write(text + "\n")
+    """Write a line of a command's answer to stdout, at once; what is no text, as in names of files, as escapes."""
+    sys.stdout.write(readable(text) + "\n")
     sys.stdout.flush()

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from cluster.errors import UserError
 from cluster.run.report import json_ready
+from data_pipeline.text import readable
 
 Cell = str | float
 
@@ -20,7 +21,9 @@ TEXT_COLUMNS = ("id", "formula", "warning")
 
 
 def check_output(path: Path) -> None:
-    """UserError for a file of no known format."""
+    """UserError for a file of no known format, or whose name is no text: pyarrow writes none such."""
+    if readable(str(path)) != str(path):
+        raise UserError(f"output must have a name in UTF-8, got {readable(str(path))!r}")
     if path.suffix not in FORMATS:
         raise UserError(f"output must end in {', '.join(FORMATS)}, got {str(path)!r}")
 

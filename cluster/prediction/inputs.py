@@ -24,6 +24,7 @@ from data_pipeline.formats.refusal import TOO_DEEP
 from data_pipeline.prepared import is_prepared
 from data_pipeline.schema import FIXED_COLUMNS, check_schema
 from data_pipeline.steps.reduce import ReductionError, primitive_cell
+from data_pipeline.text import readable
 from data_pipeline.validate import structure_problem
 
 KNOWN_FILES = (
@@ -56,13 +57,20 @@ _ROWS = 1024
 class Found:
     """A structure as the model wants it, or why there is none.
 
-    id: the file as it was named, or the row's material_id. where: what a message calls it.
+    id: the file as it was named, or the row's material_id. where: what a message calls it. Halves of characters, as
+    in names that are not UTF-8, become escapes: no file of answers could hold them.
     """
 
     id: str
     where: str
     crystal: Crystal | None = None
     problem: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("id", "where"):
+            object.__setattr__(self, name, readable(getattr(self, name)))
+        if self.problem is not None:
+            object.__setattr__(self, "problem", readable(self.problem))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,7 +276,7 @@ def _of_table(path: Path) -> Iterator[Piece]:
 
     try:
         try:
-            with pq.ParquetFile(path) as reader:
+            with path.open("rb") as file, pq.ParquetFile(file) as reader:
                 check_schema(reader.schema_arrow, str(path))
                 sizes = [reader.metadata.row_group(g).num_rows for g in range(reader.num_row_groups)]
         except pa.ArrowInvalid as error:
@@ -304,7 +312,8 @@ def _rows(piece: Piece) -> Iterator[tuple[str, Crystal]]:
 
     before, end = 0, piece.first + piece.rows
     columns = [name for name, _ in FIXED_COLUMNS]
-    with pq.ParquetFile(piece.paths[0]) as reader:
+    # Opened here, as pyarrow opens no file whose name is no text.
+    with Path(piece.paths[0]).open("rb") as file, pq.ParquetFile(file) as reader:
         for batch in reader.iter_batches(batch_size=_ROWS, row_groups=[piece.group], columns=columns):
             low, high = max(piece.first - before, 0), min(end - before, len(batch))
             before += len(batch)

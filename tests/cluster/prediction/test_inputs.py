@@ -4,6 +4,9 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -172,3 +175,24 @@ def test_a_prepared_data_set_is_told_by_its_splits(tmp_path):
     prepared = prepare_dataset("dielectric_2017", tmp_path)
     (one,) = found(prepared.path)
     assert one.problem == f"is a prepared data set; name a split in it, as {prepared.path / 'test'}"
+
+
+def test_names_that_are_no_text_are_answered_with_escapes(tmp_path, elastic, monkeypatch, capsys):
+    """Bytes that are not UTF-8 in names of files, half a character in an id: nothing else is lost by them."""
+    monkeypatch.chdir(tmp_path)
+    model, cscl = write_model(tmp_path / "m"), structures()[2]
+    Path(os.fsdecode(b"a\xe9.cif")).write_text(cscl.to(fmt="cif"))
+    Path("b.json").write_text(json.dumps([{"id": "x\ud800", "structure": json.loads(cscl.to(fmt="json"))}]))
+    table = os.fsdecode(b"c\xe9.parquet")
+    shutil.copy(next(elastic.split_path("test").glob("*.parquet")), table)
+    named = [r"a\udce9.cif", r"x\ud800"]
+    words = ["predict", str(model), os.fsdecode(b"a\xe9.cif"), "b.json"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in named)
+    for out in ("o.csv", "o.jsonl", "o.parquet"):
+        assert main([*words, table, "--output", out]) == 0
+    assert pq.read_table("o.parquet").column("id").to_pylist()[:2] == named
+    assert len(Path("o.csv").read_text().splitlines()) == len(Path("o.jsonl").read_text().splitlines()) + 1 == 121
+    assert main([*words, "--output", os.fsdecode(b"o\xe9.csv")]) == 2
+    assert capsys.readouterr().err == "error: output must have a name in UTF-8, got 'o\\\\udce9.csv'\n"

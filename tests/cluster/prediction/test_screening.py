@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -180,6 +182,27 @@ def test_what_has_no_finite_prediction_is_warned_of_as_among_few(given, tmp_path
     assert [row["warning"] for row in rows if row["problem"] is None] == few
     assert few == ["", "no finite prediction", "", "never seen in training: Cu Zn Au"]
     assert [row["warning"] for row in rows if row["problem"] is not None] == [None, None]
+
+
+def test_names_that_are_not_utf_8_come_into_shards(given, tmp_path):
+    """They would stop the job, and each that goes on from it."""
+    files, parts = tmp_path / "files", tmp_path / "parts"
+    files.mkdir()
+    parts.mkdir()
+    for name in (b"\xff.cif", b"\xff-bad.cif"):
+        text = structures()[0].to(fmt="cif") if b"bad" not in name else "data_x\n"
+        (files / os.fsdecode(name)).write_text(text)
+    models = Ensemble(given[0].split(","), torch.device("cpu"))
+    pieces = inputs.plan_pieces([str(files)])
+    work = pa.Table.from_pylist([{"number": i, "piece": json.dumps(asdict(one))} for i, one in enumerate(pieces)])
+    predict = screening._Predict(given[0].split(","), parts, "cpu", None, torch.get_num_threads())
+    for block in screening._prepare(work, seen=models.seen, radii=models.radii, here=str(tmp_path)):
+        predict(block)
+    rows = [row for path in sorted(parts.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert [(row["id"], row["problem"] is None) for row in rows] == [
+        (f"{files}/\\udcff-bad.cif", False),
+        (f"{files}/\\udcff.cif", True),
+    ]
 
 
 def test_large_cells_are_handed_on_a_few_at_once():
