@@ -225,7 +225,8 @@ def test_the_folder_is_complete(finished):
 
 
 @pytest.mark.parametrize(("weights", "key"), [("model", "test_mae"), ("model-swa", "test_mae_swa")])
-def test_evaluate_finds_the_errors_of_the_run(two, elastic, weights, key, capsys):
+def test_evaluate_finds_the_errors_of_the_run(two, elastic, weights, key, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where it draws its picture
     _, _, folder = two
     expected = json.loads((folder / "results.json").read_text())[key]
     cpu = pick_device("cpu")
