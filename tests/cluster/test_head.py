@@ -70,7 +70,7 @@ def test_it_listens_on_loopback_only_and_asks_for_a_token(running, port):
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     }
-    assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert listening and listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=30)
     assert refused.value.code == 401
@@ -98,6 +98,7 @@ def test_a_job_that_fails_says_why(head, running):
 
 def test_down_leaves_nothing(head, running, home):
     processes = running[0]
+    assert any(p.is_running() and p.name() == "raylet" for p in processes)
     status, text = head("down")
     assert status == 0 and text.startswith("stopped the head at"), text
     assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]

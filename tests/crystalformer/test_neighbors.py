@@ -186,8 +186,8 @@ def test_a_large_cell_has_the_unit_cells_neighbours():
     assert len(large) ** 2 * 27 > neighbors._DENSE_LIMIT
     radius = 6.03
     a, b = (find_shells(c.positions, c.lattice, radius) for c in (unit, large))
-    of_unit = images(a)
-    expected = {(i, j): of_unit[i % len(unit), j] for i in range(len(large)) for k, j in of_unit if k == i % len(unit)}
+    copies = range(0, len(large), len(unit))
+    expected = {(i + copy, j): distances for (i, j), distances in images(a).items() for copy in copies}
     assert_same_images(images(replace(b, neighbor=b.neighbor % len(unit))), expected)
 
 

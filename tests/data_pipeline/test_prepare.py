@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline import prepare
 from data_pipeline.datasets import find_dataset
 from data_pipeline.errors import DataError
 from data_pipeline.info import DatasetInfo, SourceKind, SplitRecipe, SplitSizes
@@ -289,8 +290,6 @@ def test_what_belongs_to_another_data_set_is_left_alone(tmp_path):
 
 
 def test_long_work_goes_to_ray_short_work_does_not(tmp_path, monkeypatch):
-    from data_pipeline import prepare
-
     went = []
     monkeypatch.setattr(
         prepare, "with_ray", lambda store, progress: went.append(1) or prepare.in_process(store, progress)
@@ -364,8 +363,9 @@ def test_ray_data_and_restart_give_the_same_bytes(tmp_path):
     assert files(done.path) == files(plain.path)
 
 
-def test_small_registered_sets_do_not_start_ray(tmp_path):
-    import ray
+def test_small_registered_sets_do_not_start_ray(tmp_path, monkeypatch):
+    def started(*_):
+        raise AssertionError("Ray is started")
 
+    monkeypatch.setattr(prepare, "with_ray", started)
     prepare_dataset(find_dataset("dielectric_2017"), tmp_path)
-    assert not ray.is_initialized()

@@ -1,14 +1,21 @@
-"""Shells kept beside the data: the same as found afresh, read without copying, replaced when out of date."""
+"""Shells kept beside the data: the same as found afresh, read without copying, replaced when out of date.
+
+So are the structures that lie beside them.
+"""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from cluster.data import shells as module
+from cluster.data import tables
 from cluster.data.shells import SCHEMA, ShellTable, cached_shells
+from cluster.data.tables import cached_structures
 from crystalformer.batch import PackedShells
 from crystalformer.neighbors import find_shells
 from data_pipeline.table import StructureTable, read_table
@@ -28,8 +35,8 @@ def structures(rows_on_disk):
 
 @pytest.fixture(scope="module")
 def few(rows_on_disk):
-    """4 crystals, and 3 others."""
-    return StructureTable.from_arrow(rows_on_disk.slice(0, 4)), StructureTable.from_arrow(rows_on_disk.slice(4, 3))
+    """4 crystals, and 4 others."""
+    return StructureTable.from_arrow(rows_on_disk.slice(0, 4)), StructureTable.from_arrow(rows_on_disk.slice(4, 4))
 
 
 @pytest.fixture(scope="module")
@@ -105,17 +112,40 @@ def test_radii_and_splits_have_their_own_files(few, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["fingerprint", "rows", "format"])
-def test_shells_of_other_data_are_replaced(few, tmp_path, monkeypatch, change):
-    """A change of rows alone goes with another number of them."""
+def test_shells_of_other_data_are_replaced(few, rows_on_disk, tmp_path, monkeypatch, change):
+    """Each alone; other rows are as many, but where their number is what changes."""
+    other = StructureTable.from_arrow(rows_on_disk.slice(4, 3)) if change == "rows" else few[1]
     old = cached_shells(tmp_path, "test", few[0], RADIUS, "abc")
-    expected = cached_shells(tmp_path / "elsewhere", "test", few[1], RADIUS, "abc")
+    expected = cached_shells(tmp_path / "elsewhere", "test", other, RADIUS, "abc")
     if change == "format":
         monkeypatch.setattr(module, "FORMAT", "0")
     fingerprint = "def" if change == "fingerprint" else "abc"
-    new = cached_shells(tmp_path, "test", few[1], RADIUS, fingerprint)
+    new = cached_shells(tmp_path, "test", other, RADIUS, fingerprint)
     assert new.equals(expected)
     assert not new.equals(old)
-    assert cached_shells(tmp_path, "test", few[1], RADIUS, fingerprint).equals(expected)
+    assert cached_shells(tmp_path, "test", other, RADIUS, fingerprint).equals(expected)
+
+
+@pytest.mark.parametrize("change", ["fingerprint", "format"])
+def test_structures_of_other_data_are_replaced(elastic, rows_on_disk, tmp_path, monkeypatch, change):
+    """The Arrow file beside them is; it is read as it stands while both are the same."""
+    dataset = replace(elastic, path=tmp_path)
+    old, new = rows_on_disk.slice(0, 4), rows_on_disk.slice(4, 4)
+
+    def found():
+        return cached_structures(dataset, "test", ()).column("material_id")
+
+    file = dataset.split_path("test") / "0.parquet"
+    file.parent.mkdir()
+    pq.write_table(old, file)
+    assert found() == old.column("material_id")
+    pq.write_table(new, file)
+    assert found() == old.column("material_id")
+    if change == "format":
+        monkeypatch.setattr(tables, "STRUCTURES_FORMAT", "0")
+    else:
+        dataset = replace(dataset, fingerprint="def")
+    assert found() == new.column("material_id")
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "garbage"])

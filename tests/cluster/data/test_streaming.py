@@ -121,9 +121,17 @@ def test_a_split_within_the_limit_lies_in_the_object_store_and_is_the_same(table
 
 def test_ray_finds_the_same_shells(elastic, tables, tmp_path, monkeypatch):
     structures = StructureTable.from_arrow(tables.structures)
-    monkeypatch.setattr(shells_module, "RAY_FROM_SECONDS", -1.0)
+    starts, found_by_ray = [], shells_module._found_by_ray
+
+    def noted(table, start, radius):
+        starts.append(start)
+        return found_by_ray(table, start, radius)
+
+    monkeypatch.setattr(shells_module, "_found_by_ray", noted)
     counted = []
-    cached_shells(tmp_path, "train", structures, RADIUS, elastic.fingerprint, lambda *n: counted.append(n))
+    data = (tmp_path, "train", structures, RADIUS, elastic.fingerprint)
+    cached_shells(*data, lambda *call: counted.append(call), ray_from=-1.0)
+    assert starts == [512]
     assert counted == [("neighbour lists", 512, 944), ("neighbour lists", 944, 944)]
     here, there = (shells_file(folder, "train", RADIUS) for folder in (elastic.path, tmp_path))
     assert here.read_bytes() == there.read_bytes()

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import pytest
 
+from cluster import lock
 from cluster.driver.run_folder import DATA_FILE, check_data, claimed, open_run, settle_resume, with_free_name
 from cluster.errors import UserError
 from cluster.run.storage import RunStore
@@ -79,10 +80,10 @@ def test_a_run_is_written_by_one_process(config, store, holder):
         assert (store.folder / ".lock").is_file()
 
 
-def test_what_goes_on_by_itself_waits_for_the_last_one(config, store, holder):
-    subprocess.Popen(["sh", "-c", f"sleep 2; kill -9 {holder.pid}"])
-    with claimed(config, store):
-        assert holder.poll() is not None or holder.wait(5) is not None
+def test_what_goes_on_by_itself_waits_for_the_last_one(config, store, holder, monkeypatch):
+    monkeypatch.setattr(lock, "POLL_SECONDS", 0.05)
+    with subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {holder.pid}"]), claimed(config, store):
+        assert holder.wait(0.3) == -signal.SIGKILL
 
 
 def test_resuming_a_run_that_is_not_there_makes_no_folder(config, store):

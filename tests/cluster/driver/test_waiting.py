@@ -136,11 +136,11 @@ def test_a_signal_while_the_workers_start_ends_the_run(free, tmp_path):
 
 def test_the_line_comes_again_every_few_minutes(busy):
     now, lines = [0.0], []
-    waiting = Waiting(WorkerRange(1, 3), {"CPU": 1.0}, lines.append, lambda: now[0])
+    waiting = Waiting(WorkerRange(1, 3), {"CPU": 1.0}, lambda line: lines.append((now[0], line)), lambda: now[0])
     seconds = FIRST_SECONDS + 2 * AGAIN_SECONDS + 10
     while now[0] < seconds:
         waiting.look()
         assert waiting.told == bool(lines)
         now[0] += 1
-    assert len(lines) == 3
-    assert lines[0].startswith("waiting for 1-3 workers x 1 CPU: ")
+    assert [at for at, _ in lines] == [20.0, 320.0, 620.0]
+    assert all(line.startswith("waiting for 1-3 workers x 1 CPU: ") for _, line in lines)

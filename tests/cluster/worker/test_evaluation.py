@@ -20,7 +20,7 @@ def crystals(small_tables):
 
 
 def evaluate_here(place, tables, flat, at_once) -> tuple[Evaluation, int]:
-    """And how many batches the worker's own crystals make: of 24 each two workers have 13 and 11, three 9, 8 and 7."""
+    """And how many batches the worker's own crystals make: of 24 two workers get 13 and 11, three 9, 8 and 7."""
     engine, feed = new_engine(place, tables, flat)
     shares = []
 

@@ -108,7 +108,7 @@ def test_no_model_is_named(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_fine_tuning_beats_fresh_weights_on_200_crystals(ray_here, elastic, tmp_path):
+def test_fine_tuning_beats_fresh_weights_on_200_crystals(ray_here, elastic, tmp_path, capsys):
     """Into sharded weights; the run goes on without the model it began with."""
     recipe = {"epochs": 8, "batch_size": 64, "lr": 4e-3, "device": "cpu", "threads_per_worker": 1}
     words, sharded = as_words({**SMALL, **recipe}), ["--num_workers", "2", "--zero_stage", "3"]
@@ -141,4 +141,6 @@ def test_fine_tuning_beats_fresh_weights_on_200_crystals(ray_here, elastic, tmp_
     same = ["train", *words, *sharded, "--target", "shear", "--dataset", str(config.data.dataset), "--seed", "1"]
     same += ["--init_from", str(tmp_path / "bulk"), "--data_dir", str(elastic.path.parent)]
     same += ["--storage_path", str(tmp_path)]
+    capsys.readouterr()
     assert main([*same, "--run_name", "other"]) == 2
+    assert f"init_from: {tmp_path / 'bulk'}" in capsys.readouterr().err

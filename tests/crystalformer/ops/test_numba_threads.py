@@ -127,7 +127,10 @@ def test_threads_are_asked_for_where_there_is_work_for_them(asked, monkeypatch, 
 
 
 def _in_child(queue, batch, given):
-    queue.put((threads.team().threads, attend(batch, given, "numba")["dv"].numpy().tobytes()))
+    torch.set_num_threads(4)
+    number = threads.team().threads
+    torch.set_num_threads(1)  # PyTorch's own operations would wait for its OpenMP's threads
+    queue.put((number, attend(batch, given, "numba")["dv"].numpy().tobytes()))
 
 
 def test_a_forked_process_does_its_work_itself():
@@ -137,7 +140,7 @@ def test_a_forked_process_does_its_work_itself():
     forking = multiprocessing.get_context("fork")
     queue = forking.SimpleQueue()
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # PyTorch's own operations would wait for its OpenMP's threads
+    torch.set_num_threads(1)  # as above
     child = forking.Process(target=_in_child, args=(queue, batch, given))
     child.start()
     torch.set_num_threads(before)
@@ -146,11 +149,20 @@ def test_a_forked_process_does_its_work_itself():
     assert queue.get() == (1, expected)
 
 
-def test_where_openmp_is_not_gnus_there_is_one_thread(monkeypatch):
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_where_openmp_is_not_gnus_there_is_one_thread(parallel, three_threads, monkeypatch):
     """And the numbers are the same."""
     batch = batch_of(random_crystal(60, seed=0))
     given = operands(batch, scale=0.6).to(torch.float32)
     monkeypatch.setattr(threads, "SHELLS_A_THREAD", 100)
+    assert threads.team().threads == 3
     several = attend(batch, given, "numba")
     monkeypatch.setattr(threads, "parallel", lambda: 0)
     assert threads.team().threads == 1

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from data_pipeline import download
 from data_pipeline.datasets import find_dataset
 from data_pipeline.errors import DataError
 from data_pipeline.info import RemoteFile, SplitRecipe, SplitSizes
@@ -54,7 +55,9 @@ def local(info, site, files, **changes):
     return replace(info, **{"files": files, "expected": None, "ends": (), "recipe": SplitRecipe(), **changes})
 
 
-def test_jarvis_zip(tmp_path):
+def test_jarvis_zip(tmp_path, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(download.time, "sleep", pauses.append)
     records = megnet()
     records[4]["gap pbe"] = "na"
     records[5]["e_form"] = None
@@ -68,6 +71,7 @@ def test_jarvis_zip(tmp_path):
         done = prepare_dataset(info, tmp_path)
         assert [wanted for _, wanted in site.seen] == [None, "bytes=100-"]
         assert prepare_dataset(info, tmp_path).reused and len(site.seen) == 2
+    assert pauses == [1.0]
     assert {row.row: row.reason.split(":")[0] for row in done.rejected} == {
         6: "bad target",
         7: "unknown element",
@@ -104,8 +108,6 @@ def test_damaged_archive_and_no_network(tmp_path):
             prepare_dataset(info, tmp_path)
     (tmp_path / ".downloads" / "megnet.json.zip").unlink()
     info = replace(info, files=(RemoteFile(url="http://127.0.0.1:9/x", name="x.zip"),))
-    from data_pipeline import download
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(download, "ATTEMPTS", 1)
         with pytest.raises(DataError, match="use an embedded data set .elastic_tensor_2015"):
