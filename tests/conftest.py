@@ -1,8 +1,13 @@
 """What all tests share: the longest files go first; those marked ``gpu`` are skipped where there is no GPU."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
+    # `make check` runs the tests: a make that one of them runs is a user's own, which prints no "Entering directory".
+    os.environ.pop(name, None)
 
 LONGEST = (
     "cluster/driver/test_nodes.py",
