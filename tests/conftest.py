@@ -1,13 +1,15 @@
 """What all tests share: the longest files go first; those marked ``gpu`` are skipped where there is no GPU."""
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 
-for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
-    # `make check` runs the tests: a make that one of them runs is a user's own, which prints no "Entering directory".
-    os.environ.pop(name, None)
+# `make check ARGS=..` hands its flags and variables down to the tests: a make that one of them runs is a user's own.
+_given = [word.split("=")[0] for word in shlex.split(os.environ.get("MAKEFLAGS", "")) if "=" in word]
+for _name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", *_given):
+    os.environ.pop(_name, None)
 
 LONGEST = (
     "cluster/driver/test_nodes.py",
