@@ -14,7 +14,7 @@ from cluster.commands import MODULES
 from cluster.commands.parser import Parser, normalize
 from cluster.errors import Incomplete, RunFailed, UserError
 from cluster.interrupts import RunStopped
-from cluster.log import setup_logging
+from cluster.log import escape_what_stdout_lacks, setup_logging
 from data_pipeline.errors import DataError
 
 DESCRIPTION = "Train Crystalformer and predict with it: properties of crystals from their structures."
@@ -43,6 +43,7 @@ class Command(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (the process's own where None) and give its exit status: 0, 1, 2 or 130."""
     words = normalize(sys.argv[1:] if argv is None else argv)
+    escape_what_stdout_lacks()
     setup_logging(level=logging.INFO if "--debug" in words else logging.WARNING)
     try:
         status = _run(words)

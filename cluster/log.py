@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Callable
@@ -13,6 +14,12 @@ PACKAGES = ("cluster", "crystalformer", "data_pipeline", "tune")
 
 _STDERR, _TOLD = "crystalformer", "crystalformer told"
 """Names of our handlers."""
+
+
+def escape_what_stdout_lacks() -> None:
+    """Have stdout show as an escape what its encoding lacks, as stderr does: an Å where the locale is ASCII's."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def setup_logging(*, rank: int | None = None, level: int = logging.INFO) -> None:

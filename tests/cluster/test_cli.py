@@ -1,5 +1,6 @@
 """The crystalformer command as a user meets it: help, exit status, one line for mistakes. Nothing here starts Ray."""
 
+import os
 import subprocess
 import sys
 import time
@@ -59,6 +60,14 @@ def test_help_comes_at_once_and_loads_nothing_heavy():
 def test_python_m_cluster_is_the_same_command():
     done = in_process("train", "--lr", "x", "--target", "shear")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: lr must be a number, got 'x'\n")
+
+
+def test_what_the_locale_cannot_show_is_escaped():
+    """Half of the commands' help has a length in Å."""
+    command = [sys.executable, "-m", "cluster", "train", "--help"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert rb"(\xc5; default 1.4)" in done.stdout
 
 
 def test_debug_shows_where_an_error_arose():
