@@ -1,8 +1,10 @@
 """Formulas, and the atoms of cells against them."""
 
+import numpy as np
 import pytest
 
-from data_pipeline.composition import mismatch, parse_formula
+from data_pipeline.composition import amounts_of, mismatch, parse_formula
+from data_pipeline.crystal import Crystal, Disorder
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,14 @@ def test_formulas(text, amounts):
 def test_cells_against_formulas(formula, found, problem):
     answer = mismatch(formula, found)
     assert answer is None if problem is None else problem in answer
+
+
+def test_atoms_of_a_cell_with_a_disordered_site():
+    disorder = Disorder(site=np.array([2, 2]), atomic_number=np.array([1, 11]), occupancy=np.array([0.25, 0.5]))
+    crystal = Crystal(
+        positions=np.diag([0.0, 1.0, 2.0]),
+        atomic_numbers=np.array([1, 1, 0]),
+        lattice=4 * np.eye(3),
+        disorder=disorder,
+    )
+    assert amounts_of(crystal) == {1: 2.25, 11: 0.5}

@@ -127,6 +127,10 @@ WRONG = [
         "lr: when: optimizer is never 'adamw'",
     ),
     ("lr: {log: [1e-4, 1e-2], when: adamw}", "lr: when must name one earlier setting and its value, got 'adamw'"),
+    (
+        "optimizer: {choice: [adam, adamw]}\nlr: {log: [1e-4, 1e-2], when: {optimizer: adamw, num_layers: 4}}",
+        "lr: when must name one earlier setting and its value, got {'optimizer': 'adamw', 'num_layers': 4}",
+    ),
     ("lr: {log: [1e-4, 1e-2]}\nlr: {log: [1e-4, 1e-2]}", "line 2: lr is given twice"),
 ]
 

@@ -1,6 +1,7 @@
 """Sums over workers that talk by a backend for GPUs alone."""
 
 import multiprocessing
+import re
 
 import pytest
 import torch
@@ -29,9 +30,9 @@ def test_what_lies_on_the_cpu_goes_by_way_of_the_gpu(tmp_path):
         process.join()
     if torch.cuda.is_available():
         assert found == [[[3.0, 30.0], [3.0, 30.0]]] * 2
-    else:  # sent to a GPU, and not to a backend that does not have the CPU
-        assert all(isinstance(text, str) and "CUDA" in text.upper() for text in found), found
-        assert not any("No backend type" in text for text in found)
+    else:  # sent to a GPU, which a build of PyTorch without CUDA misses in other words than one with it
+        missing = "Torch not compiled with CUDA|Found no NVIDIA driver|No CUDA GPUs are available"
+        assert all(isinstance(text, str) and re.search(missing, text) for text in found), found
 
 
 @pytest.mark.parametrize(("maximum", "expected"), [(False, 3.0), (True, 2.0)])

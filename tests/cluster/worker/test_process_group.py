@@ -1,8 +1,10 @@
 """Joining the workers' process group; that it works over real workers is what every training test shows."""
 
+import psutil
 import pytest
 import torch
 
+from cluster.worker import process_group as module
 from cluster.worker.process_group import process_group
 
 
@@ -15,3 +17,15 @@ def test_a_worker_names_its_own_gpu_before_it_joins(monkeypatch, backend, named)
     with pytest.raises(RuntimeError, match="outside of a Ray Train training function"), process_group(backend):
         pytest.fail("there are no workers here to join")
     assert found == named
+
+
+def test_the_first_worker_listens_at_its_nodes_address_alone(monkeypatch):
+    told = []
+    monkeypatch.setattr(module, "broadcast_from_rank_zero", told.append)
+    store = module._store("127.0.0.1", 0, 1)
+    listening = {c.laddr for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    assert (
+        [(place.ip, place.port) for place in listening if place.port == told[0][1]]
+        == told
+        == [("127.0.0.1", store.port)]
+    )
