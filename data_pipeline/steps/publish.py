@@ -1,7 +1,8 @@
 """Put a finished data set where it belongs: in a folder of its own, or beside the pickles it was made of.
 
-The authors' programs keep data/<name>/{train,val,test}/raw/raw_data.pkl. Of such a folder only dataset.json and
-{train,val,test}/part-*.parquet are ours; nothing else in it is moved, replaced or deleted.
+The authors' programs keep data/<name>/{train,val,test}/raw/raw_data.pkl. Of such a folder only dataset.json,
+{train,val,test}/part-*.parquet and what training keeps in shells/ are ours; nothing else in it is moved, replaced or
+deleted.
 """
 
 from __future__ import annotations
@@ -22,6 +23,13 @@ NAME_KEY = "crystalformer.dataset"
 """In the metadata of every Parquet file of a prepared data set: its name when it was made."""
 _OURS = re.compile(r"part-\d{5,}\.parquet|\.part-\d{5,}\.parquet\.partial")
 """Names of the files we write into the folder of a split."""
+_SHELLS = "shells"
+"""Folder of what training finds of the crystals and can find again; its files name the data they were made from."""
+_OF_SPLIT = rf"({'|'.join(SPLITS)})-(structures|\d+\.\d+)\.arrow"
+_OURS_IN_SHELLS = re.compile(rf"{_OF_SPLIT}|\.{_OF_SPLIT}\..+")
+"""Names in there; those that begin with a dot are folders of files in the making."""
+_OUR_FILES = (FILE_NAME, f".{FILE_NAME}.partial")
+_OUR_FOLDERS = {**dict.fromkeys(SPLITS, _OURS), _SHELLS: _OURS_IN_SHELLS}
 
 
 def check_target(target: Path) -> None:
@@ -39,11 +47,12 @@ def check_target(target: Path) -> None:
 def publish(made: Path, target: Path) -> None:
     """Put the finished data set ``made`` at ``target``, for which check_target has nothing to say.
 
-    A process that is killed on the way leaves either the old one, or none that counts as prepared.
+    What we did not write stays there, and a link stays one: its folder may be on a disk that has the room. A process
+    that is killed on the way leaves either the old one, or none that counts as prepared.
     """
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if _holds_more(target):
+    if target.is_symlink() or _holds_more(target):
         _put_beside(made, target)
         return
     if target.exists():
@@ -61,14 +70,26 @@ def _says_ours(file: Path) -> bool:
 
 
 def _holds_more(target: Path) -> bool:
-    """Whether the folder of a split holds what we did not write, such as raw/."""
-    folders = [target / split for split in SPLITS if (target / split).is_dir()]
-    return any(not _OURS.fullmatch(path.name) for folder in folders for path in folder.iterdir())
+    """Whether the folder holds what we did not write: beside dataset.json, or in a folder of ours, such as raw/."""
+    return target.is_dir() and not all(_is_ours(path) for path in target.iterdir())
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether we wrote that file of a data set's folder, or that folder of it with everything in it."""
+    if path.is_symlink():
+        return False
+    if path.name in _OUR_FILES:
+        return path.is_file()
+    ours = _OUR_FOLDERS.get(path.name)
+    return ours is not None and path.is_dir() and all(ours.fullmatch(inner.name) for inner in path.iterdir())
 
 
 def _put_beside(made: Path, target: Path) -> None:
     """Replace our files one by one; the description comes last, and without it the folder is not a prepared one."""
     (target / FILE_NAME).unlink(missing_ok=True)
+    for left in (target / _SHELLS).glob("*.arrow"):  # of the old data
+        if _OURS_IN_SHELLS.fullmatch(left.name):
+            left.unlink()
     for split in SPLITS:
         folder = target / split
         folder.mkdir(exist_ok=True)

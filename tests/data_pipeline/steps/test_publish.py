@@ -7,6 +7,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.data.tables import open_split
 from data_pipeline.datasets import find_dataset, resolve
 from data_pipeline.errors import DataError
 from data_pipeline.own import OwnData, prepare_source
@@ -57,6 +58,59 @@ def test_preparing_it_again_replaces_our_files_alone(data):
     assert not done.reused and done.sizes.val == 1 and done.target_names == ("gap",)
     assert StructureTable.open(done.split_path("val")).material_ids() == ["s8"]
     assert theirs(data) == before
+
+
+def prepared(tmp_path, **changes):
+    """Structures of somebody's own, prepared as "mine"; what is in the folder of the set."""
+    source = tmp_path / "source.csv"
+    if not source.exists():
+        source = make("csv", tmp_path)
+    done = prepare_source(OwnData(path=source, name="mine", **changes), tmp_path / "data")
+    return done, {path.relative_to(done.path).as_posix() for path in done.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "notes/analysis.md",
+        "train_extra/part-00000.parquet",
+        "thesis.txt",
+        "shells/mine.arrow",
+        "shells/train-structures.arrow.bak",
+    ],
+)
+def test_what_lies_beside_the_splits_is_kept(kept, tmp_path):
+    done, ours = prepared(tmp_path)
+    file = done.path / kept
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("x")
+    again, found = prepared(tmp_path, seed=7)
+    assert not again.reused and file.read_text() == "x" and found == {*ours, kept}
+    assert prepared(tmp_path, seed=7)[0].reused
+
+
+@pytest.mark.parametrize("more", [(), ("notes.txt",)])
+def test_what_was_found_of_other_data_is_not_kept(more, tmp_path):
+    done, ours = prepared(tmp_path)
+    for split in SPLITS:
+        open_split(done, split, ["gap"], 4.5)
+    (done.path / "shells" / ".val-9.0000.arrow.x1").mkdir()  # left by a writer that was killed
+    assert {"shells/train-structures.arrow", "shells/val-4.5000.arrow"} < prepared(tmp_path)[1]
+    for name in more:
+        (done.path / name).write_text("x")
+    _, found = prepared(tmp_path, seed=7)
+    assert found == {*ours, *more}
+    assert (done.path / "shells").exists() == bool(more)
+
+
+def test_a_link_to_another_disk_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine").symlink_to(tmp_path / "disk")
+    for seed in (1, 2, 3):
+        done, _ = prepared(tmp_path, seed=seed)
+        assert not done.reused and (tmp_path / "disk" / "dataset.json").is_file()
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".mine.lock", "mine"]
 
 
 @pytest.mark.parametrize("again", [False, True])
