@@ -8,7 +8,6 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.formats.compressed import inner_name, is_compressed, open_bytes, read_bytes, read_text
-from data_pipeline.formats.other_files import read_other
 from data_pipeline.own import OwnData, prepare_source
 from data_pipeline.sources.records import iter_fields
 from tests.cluster.trained import structures
@@ -55,29 +54,6 @@ def test_records_in_damaged_and_deep_files(tmp_path):
         {"id": 1},
         "unreadable record: JSON within JSON, too deep to be a structure",
     ]
-
-
-def test_other_formats(tmp_path):
-    structure = structures()[0]
-    plain, packed = tmp_path / "x.xsf", tmp_path / "x.XSF.xz"
-    structure.to(filename=str(plain))
-    packed.write_bytes(lzma.compress(plain.read_bytes()))
-    assert read_other(packed).positions.tolist() == read_other(plain).positions.tolist()
-    with pytest.raises(FileNotFoundError):
-        read_other(tmp_path / "none.xsf")
-    with pytest.raises(ValueError, match="unreadable structure: ValueError"):
-        read_other(_made(tmp_path / "x.unknown", "x"))
-
-
-def test_a_charge_density_without_symbols_is_refused(tmp_path):
-    poscar = "x\n1.0\n0 2.8 2.8\n2.8 0 2.8\n2.8 2.8 0\n1 1\nDirect\n0 0 0\n0.25 0.25 0.25\n"
-    with pytest.raises(ValueError, match="unreadable structure: Elements in POSCAR cannot be determined"):
-        read_other(_made(tmp_path / "CHGCAR", f"{poscar}\n1 1 1\n1.0\n"))
-
-
-def _made(path, text):
-    path.write_text(text)
-    return path
 
 
 def test_prepare_takes_compressed_files_and_refuses_several_structures(tmp_path):
