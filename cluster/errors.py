@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
+_LOGIN = re.compile(r"://(?:[^\s/?#:]*:\S*|[^\s/?#]*)@")
+"""User and password of a URL. A slash does not end the password, though it should not stand there: secrets of object
+stores hold slashes, and people paste them as they are."""
+
 
 class UserError(ValueError):
     """A mistake of the user's; its text is one line naming the file, field, value and what is allowed.
 
     The command line prints it as ``error: ...`` and ends with status 2, without a traceback.
     """
+
+
+def without_credentials(text: str) -> str:
+    """``text`` with ``***`` for user and password of every URL in it; rather too much of it than too little."""
+    return _LOGIN.sub("://***@", text)
 
 
 def in_a_line(error: BaseException) -> str:

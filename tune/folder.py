@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster import lock
 from cluster.driver.run_folder import MAY_CHANGE as RUN_MAY_CHANGE
-from cluster.errors import UserError
+from cluster.errors import UserError, without_credentials
 from cluster.files import dump_yaml, read_yaml, write_text
 from cluster.run.report import METRICS_FILE
 from cluster.settings.config import CONFIG_FILE, SECTIONS, TrainConfig, flat_fields, load_flat, save_yaml
@@ -107,7 +107,8 @@ def _with_those_of_trials(settings: Mapping[str, Any], given: Mapping[str, Any])
 def _search(config: TrainConfig, options: SearchConfig, space: Space) -> Search:
     if "://" in config.run.storage_path:
         raise UserError(
-            f"storage_path of a search must be a folder that all nodes share, got {config.run.storage_path!r}"
+            f"storage_path of a search must be a folder that all nodes share, got "
+            f"{without_credentials(config.run.storage_path)!r}"
         )
     folder = Path(config.run.storage_path).resolve() / str(config.run.run_name)
     url = storage_url(options, folder)

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
-from cluster.errors import UserError
+from cluster.errors import UserError, without_credentials
 from tune.book import SEARCH
 from tune.config import SearchConfig
 
@@ -96,7 +96,7 @@ def _one_line(error: object, url: str) -> str:
     """The error's first line; a password that it repeats is left out."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     password = make_url(url).password
-    return text.replace(str(password), "***") if password else text
+    return without_credentials(text.replace(str(password), "***") if password else text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

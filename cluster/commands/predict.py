@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.errors import Incomplete, UserError
+from cluster.errors import Incomplete, UserError, without_credentials
 from cluster.log import say
 from cluster.paths import lasting, there
 
@@ -68,7 +68,10 @@ def run(args: argparse.Namespace) -> None:
     from cluster.prediction.predict import Ensemble, pick_device
 
     if args.output is not None and "://" in args.output:
-        raise UserError(f"output must be a path, which all nodes see where there are several, got {args.output!r}")
+        raise UserError(
+            f"output must be a path, which all nodes see where there are several, got "
+            f"{without_credentials(args.output)!r}"
+        )
     output = None if args.output is None else Path(args.output)
     if output is not None:
         check_output(output)
@@ -142,7 +145,7 @@ def model_folders(text: str) -> list[str]:
         return [whole]
     names = text.split(",")
     if not all(names):
-        raise UserError(f"MODEL must be folders joined by commas, got {text!r}")
+        raise UserError(f"MODEL must be folders joined by commas, got {without_credentials(text)!r}")
     return [there(name) for name in names]
 
 

@@ -8,6 +8,7 @@ Credentials are the environment's (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, copy_files
 
-from cluster.errors import UserError
+from cluster.errors import UserError, without_credentials
 from cluster.log import say
 
 PUSH_SECONDS = 15.0
@@ -30,7 +31,9 @@ PUSH_SECONDS = 15.0
 PROBE_BYTES = 2**20
 """Written before a run begins, and deleted: an empty file fits on a full disk too."""
 
-SCHEMES = ("s3", "gs", "gcs", "abfs", "hdfs")
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+
+AZURE = ("abfs", "abfss")
 
 
 def is_remote(location: str) -> bool:
@@ -204,17 +207,36 @@ def remove_folder(files: Any, target: str) -> None:  # noqa: ANN401 - pyarrow's 
 
 def _open(uri: str, what: str) -> tuple[Any, str]:
     """pyarrow's file system of a URI and the path in it. UserError for a URI that cannot be used names ``what``."""
-    parts = urlsplit(uri)
+    if _holds_credentials(uri):  # before any message that repeats it
+        raise UserError(f"{what} must not hold credentials; set AWS_ACCESS_KEY_ID and the like instead")
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise UserError(f"{what} must be a URI, got {uri!r}: {error}") from error
     if parts.scheme not in SCHEMES:
         allowed = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise UserError(f"{what} must be a folder or begin with one of {allowed}, got {uri!r}")
-    if parts.username or parts.password:
-        raise UserError(f"{what} must not hold credentials; set AWS_ACCESS_KEY_ID and the like instead")
     if not parts.netloc:
         raise UserError(f"{what} must name a bucket, got {uri!r}")
     with _explained(uri):
         filesystem, path = FileSystem.from_uri(uri)
     return filesystem, str(path)
+
+
+def _holds_credentials(uri: str) -> bool:
+    """Whether a user, password or signature stands in a URI, be it written so that it cannot be taken apart.
+
+    Azure's user is the container, as in abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/runs.
+    """
+    scheme, _, rest = "".join(uri.split()).partition("://")
+    place = rest.split("/")[0]
+    if scheme.lower() in AZURE and re.search(r"[?&](client_secret|sig)=", rest):
+        return True
+    if scheme.lower() in AZURE and ":" not in place.partition("@")[0]:
+        return False
+    if scheme.lower() == "hdfs":  # it takes no password: a colon is the port's
+        return "@" in place
+    return without_credentials(f"://{rest}") != f"://{rest}"
 
 
 @contextmanager

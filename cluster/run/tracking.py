@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cluster.errors import UserError
+from cluster.errors import UserError, without_credentials
 from cluster.interrupts import RunStopped
 from cluster.log import say
 from cluster.run.report import RESULTS_FILE, RunResult, scalars_of
@@ -94,4 +94,5 @@ class Tracker:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Of what it says; MLflow repeats the server's address, which may hold a password."""
+    return without_credentials((str(error).splitlines() or [type(error).__name__])[0])

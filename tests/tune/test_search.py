@@ -194,6 +194,7 @@ def test_what_cannot_be_is_told_before_anything_starts(plan, folder):
         ({"space": str(folder / "nowhere.yaml")}, {}, "nowhere.yaml: No such file or directory"),
         ({"storage": "postgresql://me:se@cret@host:port/db"}, {}, "storage must be a database URL such as"),
         ({}, {"storage_path": "s3://bucket/runs"}, "storage_path of a search must be a folder that all nodes share"),
+        ({}, {"storage_path": "s3://key:se/cret@bucket/runs"}, "that all nodes share, got 's3://***@bucket/runs'"),
         ({}, {"deepspeed": "/nowhere/ds.json"}, "deepspeed: /nowhere/ds.json: No such file or directory"),
         ({}, {"init_from": "runs/a/model"}, "init_from must be none in a search"),
     ]:

@@ -19,6 +19,7 @@ from tune.study import (
     is_own_file,
     open_storage,
     open_study,
+    reason_of,
     refuse_known,
     shown_url,
     storage_url,
@@ -318,6 +319,13 @@ def test_no_user_or_password_is_shown():
         assert caught.value.__cause__ is None and caught.value.__suppress_context__
     with pytest.raises(ValueError, match=r"got '\*\*\*'"):
         SearchConfig(storage="me:secret@host/db")
+
+
+def test_a_driver_that_repeats_the_url_tells_no_password():
+    error = RuntimeError("no answer from postgresql://me:any%40file@host/db: is any@file right?")
+    assert reason_of(error, "postgresql://me:any%40file@host/db") == (
+        "no answer from postgresql://***@host/db: is *** right?"
+    )
 
 
 @pytest.mark.parametrize(

@@ -319,6 +319,8 @@ MISTAKES = [
     (["a"], "required: INPUT"),
     (["a", "files", "--output", "x.txt"], "output must end in .csv, .jsonl, .parquet, got 'x.txt'"),
     (["a", "files", "--output", "s3://b/x.csv"], "output must be a path"),
+    (["a", "files", "--output", "s3://key:se/cret@b/x.csv"], "there are several, got 's3://***@b/x.csv'"),
+    (["s3://key:se/cret@b/m,", "files"], "MODEL must be folders joined by commas, got 's3://***@b/m,'"),
     (["a", "files", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
     (["a", "files", "--device", "tpu"], "invalid choice: 'tpu'"),
 ]

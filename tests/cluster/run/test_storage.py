@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pyarrow.fs
 import pytest
@@ -164,6 +165,15 @@ def test_an_error_in_the_use_of_a_copy_is_not_the_stores(s3):
         ("ftp://host/runs", "storage_path must be a folder or begin with one of s3://"),
         ("s3://", "storage_path must name a bucket"),
         ("s3://key:secret@bucket/runs", "storage_path must not hold credentials"),
+        ("s3://key:abc/secret@bucket/runs", "storage_path must not hold credentials"),
+        ("S3://key:se cret/secret@bucket/runs", "storage_path must not hold credentials"),
+        ("s3a://key:secret@bucket/runs", "storage_path must not hold credentials"),
+        ("s3://[key:secret@bucket/runs", "storage_path must not hold credentials"),
+        ("s3://[bucket/runs", "storage_path must be a URI, got 's3://[bucket/runs': Invalid IPv6 URL"),
+        ("abfs://box:secret@account.dfs.core.windows.net/runs", "storage_path must not hold credentials"),
+        ("abfs://box:abc/secret@account.dfs.core.windows.net/runs", "storage_path must not hold credentials"),
+        ("abfss://box@account.dfs.core.windows.net/runs?sv=1&sig=secret", "storage_path must not hold credentials"),
+        ("hdfs://key:secret@host:8020/runs", "storage_path must not hold credentials"),
         ("s3://no-such-bucket/runs", "s3://no-such-bucket/runs/run: "),
     ],
 )
@@ -190,6 +200,31 @@ def test_a_store_that_cannot_be_used_is_refused_in_one_line(s3, config, path, me
 def test_a_uri_that_cannot_be_read_is_refused_under_the_name_it_was_given_by(words, message, capsys):
     assert main(words.split()) == 2
     assert f"error: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("abfs://box@account.dfs.core.windows.net/runs", "box/runs/a"),
+        ("abfss://box@account.dfs.core.windows.net/me@work/runs", "box/me@work/runs/a"),
+        ("s3://bucket/me@work:1/runs", "bucket/me@work:1/runs/a"),
+    ],
+)
+def test_a_container_and_a_path_are_no_credentials(s3, uri, path):
+    store = RunStore(uri, "a")
+    assert store.ray_storage["storage_path"] + "/a" == path and store.location == f"{uri}/a"
+    shutil.rmtree(store.folder)
+
+
+def test_a_port_is_no_password(monkeypatch):
+    uri = "hdfs://host:8020/user/me@WORK"
+    # pyarrow has it where Java is installed.
+    monkeypatch.setattr(
+        "cluster.run.storage.FileSystem", SimpleNamespace(from_uri=lambda uri: (uri, "/user/me@WORK"))
+    )
+    store = RunStore(uri, "a")
+    assert store.location == f"{uri}/a"
+    shutil.rmtree(store.folder)
 
 
 def test_a_folder_that_is_not_there(s3):

@@ -56,9 +56,29 @@ def test_a_store_that_cannot_be_used_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(refused.value)
 
 
+def test_a_password_is_not_told(tmp_path, monkeypatch):
+    uri = "http://alice:S3cretPw@127.0.0.1:9"
+    monkeypatch.setenv(VARIABLE, uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    mlflow.set_tracking_uri(uri)
+    with pytest.raises(UserError, match=f"^{VARIABLE}: .*http://\\*\\*\\*@127.0.0.1:9/api") as refused:
+        Tracker(small_config(), tmp_path)
+    assert "S3cretPw" not in str(refused.value) and "alice" not in str(refused.value)
+
+
 def test_a_store_that_fails_later_is_given_up_with_a_warning(client, tmp_path, capsys):
     with Tracker(small_config(), tmp_path) as tracker:
         client.delete_run((tmp_path / RUN_FILE).read_text().strip())
         tracker.row(ROW)
         tracker.row(ROW)
     assert capsys.readouterr().out.count("warning: MLflow logging stopped: ") == 1
+
+
+def test_a_store_that_fails_later_tells_no_password(client, tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no answer from http://alice:S3cretPw@host/api")
+
+    with Tracker(small_config(), tmp_path) as tracker:
+        monkeypatch.setattr(tracker._client, "log_metric", fail)
+        tracker.row(ROW)
+    assert "no answer from http://***@host/api" in capsys.readouterr().out
