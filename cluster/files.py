@@ -37,7 +37,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping of a YAML file; an empty file is an empty one.
 
     Only ``true`` and ``false`` are booleans (``no`` stays the text it is among our choices) and dates stay text.
-    Raises UserError, naming file and line, for anything unreadable, a repeated key, or a file that is no mapping.
+    Raises UserError, naming file and line, for anything unreadable, a repeated key, an alias, or a file that is no
+    mapping.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -59,7 +60,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
-    """``values`` as YAML, a line each, in their order; ``read_yaml`` gives them back."""
+    """``values`` as YAML, a line each, in their order; ``read_yaml`` gives them back.
+
+    A list that two of them share is written twice.
+    """
     return yaml.dump(values, Dumper=_LineDumper, sort_keys=False, default_flow_style=False, width=1000)
 
 
@@ -70,7 +74,17 @@ def _yaml_message(error: yaml.YAMLError) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses repeated keys and guesses fewer types from plain words."""
+    """SafeLoader that refuses repeated keys and aliases, and guesses fewer types from plain words.
+
+    A few lines of aliases to lists of aliases stand for more than fits in memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            problem = f"*{event.anchor} is an alias, which settings cannot have; write the value out"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
 
 
 def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -99,7 +113,10 @@ _StrictLoader.add_implicit_resolver(
 
 
 class _LineDumper(yaml.SafeDumper):
-    """SafeDumper that writes a list on one line."""
+    """SafeDumper that writes a list on one line, and no aliases: we would not read them."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
 
 
 _LineDumper.add_representer(

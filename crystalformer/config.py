@@ -33,6 +33,10 @@ MAX_ATOMIC_NUMBER = 98
 """Elements H to Cf have a row in the embedding table."""
 
 
+SHOWN = 80
+"""Characters of a wrong value that a message repeats at most."""
+
+
 def about(text: str, unit: str = "") -> dict[str, str]:
     """Metadata of a setting's field: what it is, for --help, and its unit."""
     return {"help": text, "unit": unit}
@@ -41,7 +45,16 @@ def about(text: str, unit: str = "") -> dict[str, str]:
 def require(condition: bool, name: str, value: object, allowed: str) -> None:  # noqa: FBT001 - a predicate
     """ValueError that names the setting, its value and what is allowed, where the condition does not hold."""
     if not condition:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """``value`` as a message writes it: as in Python, but no longer than SHOWN characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python writes, lists in lists in lists
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def is_number(value: object) -> bool:

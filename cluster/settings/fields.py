@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 from cluster.settings.workers import WorkerRange
+from crystalformer.config import shown
 
 _NOUNS = {int: "integer", float: "number", str: "text", bool: "true or false", WorkerRange: WorkerRange.NOUN}
 _TRUTH = {"true": True, "false": False}
@@ -54,7 +55,7 @@ class FieldSpec:
 
     def wrong(self, value: object) -> ValueError:
         """The error for ``value``."""
-        return ValueError(f"{self.name} must be {self.allowed}, got {value!r}")
+        return ValueError(f"{self.name} must be {self.allowed}, got {shown(value)}")
 
 
 def coerce(spec: FieldSpec, value: object) -> Any:  # noqa: ANN401 - the type is the spec's

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
+from crystalformer.config import shown
+
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
 
 
@@ -29,7 +31,7 @@ class WorkerRange:
         if isinstance(value, cls):
             return value
         if found is None or isinstance(value, bool):
-            raise ValueError(f"must be {cls.NOUN}, got {value!r}")
+            raise ValueError(f"must be {cls.NOUN}, got {shown(value)}")
         return cls(int(found[1]), int(found[2] or found[1]))
 
     @property

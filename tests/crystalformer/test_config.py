@@ -100,7 +100,24 @@ def test_value_error_names_field_value_and_what_is_allowed(name, value, allowed)
     with pytest.raises(ValueError, match=rf"^{name} must be .*{allowed}.*, got ") as refusal:
         ModelConfig(**{name: value})
     shown = value[0] if isinstance(value, tuple) and len(value) == 1 and name.startswith("scale") else value
-    assert repr(shown) in str(refusal.value)
+    assert repr(shown)[:77] in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "end"),
+    [
+        ("x" * 78, "'" + "x" * 78 + "'"),
+        ("x" * 79, "'" + "x" * 76 + "..."),
+        (-(16**6000), "a value of type int"),
+        (("x",) * 10**6, "'x', 'x', 'x', '..."),
+    ],
+    ids=["as it is", "long", "digits", "many"],
+)
+def test_a_message_repeats_no_more_than_the_beginning_of_a_value(value, end):
+    with pytest.raises(ValueError, match="^norm_type must be ") as refusal:
+        ModelConfig(norm_type=value)
+    message = str(refusal.value)
+    assert message.endswith(end) and len(message.split("got ")[1]) <= 80
 
 
 def test_every_field_has_a_refused_value():

@@ -1,10 +1,11 @@
 """Reading settings from dataclass annotations, from values and from words."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from cluster.settings.fields import Required, coerce, parse_words, specs_of
+from cluster.settings.workers import WorkerRange
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +37,17 @@ def test_an_annotation_that_is_no_setting_is_refused():
 
     with pytest.raises(TypeError, match="a setting cannot have the annotation"):
         specs_of(Odd)
+
+
+@pytest.mark.parametrize("value", ["x" * 10_000, ["x"] * 10_000, {"a": ["x"] * 10_000}])
+def test_a_message_repeats_the_beginning_of_a_long_value(value):
+    for spec in SPECS.values():
+        with pytest.raises(ValueError, match=f"^{spec.name} must be .*, got .*xx?.*\\.\\.\\.$") as refused:
+            coerce(spec, value)
+        assert len(str(refused.value)) < 150
+    with pytest.raises(ValueError, match=r"^workers must be a number of workers .*\.\.\.$") as refused:
+        coerce(replace(SPECS["count"], name="workers", kind=WorkerRange), value)
+    assert len(str(refused.value)) < 160
 
 
 @pytest.mark.parametrize(
