@@ -116,8 +116,8 @@ def _broken_off(error: Exception) -> _TryAgainError:
 
 def _copy(answer: http.client.HTTPResponse, part: Path, start: int, progress: Callable[[int, int], None]) -> None:
     """Write what is left of the answer behind the first ``start`` bytes. Raises _TryAgainError or DataError."""
-    length = answer.headers.get("Content-Length")
-    total = start + int(length) if length is not None else 0
+    length = _length(answer)
+    total = start + length if length is not None else 0
     done = start
     try:
         with part.open("ab" if start else "wb") as stream:
@@ -130,6 +130,15 @@ def _copy(answer: http.client.HTTPResponse, part: Path, start: int, progress: Ca
         raise DataError(f"{part}: cannot be written: {reason}; started again, it goes on from there") from error
     if total and done != total:
         raise _TryAgainError(f"the connection closed after {done} of {total} bytes")
+
+
+def _length(answer: http.client.HTTPResponse) -> int | None:
+    """Bytes that the server says are to come; None where it says nothing of the kind."""
+    try:
+        length = int(answer.headers.get("Content-Length", ""))
+    except ValueError:
+        return None
+    return length if length >= 0 else None
 
 
 def _next_piece(answer: http.client.HTTPResponse) -> bytes:

@@ -83,7 +83,7 @@ def load_prepared(data_dir: Path, name: str) -> PreparedDataset:
         raise DataError(f"{file}: not found: data set {name!r} is not prepared under {data_dir}") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{file}: not a data set description ({error!r}); prepare the data set again") from error
 
 

@@ -27,6 +27,10 @@ OWNED = {
 }
 """What a file may not set, and the option that does."""
 
+DEEPEST = 50
+"""Brackets in each other in a file: DeepSpeed's settings have a handful, and what is deeper could not be sent to the
+workers."""
+
 
 def deepspeed_config(
     config: TrainConfig, world_size: int, overlay: Mapping[str, Any] | None = None
@@ -62,12 +66,7 @@ def overlay_of(config: TrainConfig) -> dict[str, Any] | None:
 
 def read_overlay(path: str) -> dict[str, Any]:
     """The user's JSON file; UserError for one that cannot be read or that sets what our options own."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"deepspeed: {path}: {getattr(error, 'strerror', None) or error}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"deepspeed: {path}: line {error.lineno}: {error.msg}") from error
+    values = _load(path)
     if not isinstance(values, dict):
         raise UserError(f"deepspeed: {path}: must be a JSON object, got {type(values).__name__}")
     if not isinstance(values.get("zero_optimization", {}), dict):
@@ -77,6 +76,31 @@ def read_overlay(path: str) -> dict[str, Any]:
             if key == owned or key.startswith(owned + "."):
                 raise UserError(f"deepspeed: {path}: {key} conflicts with {option}, which sets it; remove it there")
     return values
+
+
+def _load(path: str) -> object:
+    """What the JSON file holds. UserError where it is none, or none that could be used."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if _deeper(values, DEEPEST):
+            raise RecursionError
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"deepspeed: {path}: {getattr(error, 'strerror', None) or error}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"deepspeed: {path}: line {error.lineno}: {error.msg}") from error
+    except RecursionError as error:
+        raise UserError(f"deepspeed: {path}: more than {DEEPEST} brackets stand in each other") from error
+    except ValueError as error:  # json's own are told above
+        raise UserError(f"deepspeed: {path}: holds an integer of too many digits") from error
+    return values
+
+
+def _deeper(value: object, levels: int) -> bool:
+    """Whether more than so many brackets stand in each other."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper(item, levels - 1) for item in inner)
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 class Site:
     """files: path to content. break_after: bytes after which the first answers break off. seen: (path, Range).
 
-    gate: no content is sent before it is set.
+    gate: no content is sent before it is set. length: what every answer says of its own, instead of its bytes.
     """
 
     files: dict[str, bytes]
@@ -23,6 +23,7 @@ class Site:
     shift: int = 0
     url: str = ""
     gate: threading.Event | None = None
+    length: str = ""
 
 
 @contextlib.contextmanager
@@ -49,7 +50,7 @@ def serve(site):
                 self.send_error(416)
                 return
             self.send_response(206 if start else site.success)
-            self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("Content-Length", site.length or str(len(content) - start))
             if start:
                 self.send_header("Content-Range", f"bytes {start + site.shift}-{len(content) - 1}/{len(content)}")
             self.end_headers()

@@ -47,6 +47,12 @@ def test_resumes_after_the_program_was_stopped_and_reports_progress(tmp_path):
     assert seen[-1] == ("download set.zip", len(CONTENT), len(CONTENT)) and seen[0][1] > 1000
 
 
+@pytest.mark.parametrize("length", ["abc", "-5", "9" * 5000])
+def test_a_length_that_is_no_number_counts_as_none(length, tmp_path):
+    with serve(Site({"/files/1": CONTENT}, length=length)) as site:
+        assert get(site, tmp_path).read_bytes() == CONTENT
+
+
 def test_a_server_without_ranges_and_a_part_that_does_not_fit(tmp_path):
     (tmp_path / "set.zip.part").write_bytes(b"x" * 1000)
     with serve(Site({"/files/1": CONTENT}, ranges=False)) as site:

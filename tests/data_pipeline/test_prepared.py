@@ -28,7 +28,8 @@ def test_what_is_no_description(tmp_path):
     prepare_from(ListSource(records(20)), INFO, tmp_path)
     file = tmp_path / "mine" / "dataset.json"
     whole = json.loads(file.read_text())
-    for content in (b"", b"[]", b"{}", json.dumps({**whole, "sizes": {"train": 1}}).encode(), b"\xff\xfe{}"):
+    lacking = json.dumps({**whole, "sizes": {"train": 1}}).encode()
+    for content in (b"", b"[]", b"{}", lacking, b"\xff\xfe{}", b"[" * 100_000, b"9" * 5000):
         file.write_bytes(content)
         with pytest.raises(
             DataError, match=r"dataset.json: not a data set description .*; prepare the data set again"

@@ -79,7 +79,12 @@ def test_nested_and_empty_conflicts_are_seen(tmp_path, content):
         ("[1, 2]", "must be a JSON object, got list"),
         ("", "line 1"),
         ('{"zero_optimization": 3}', "zero_optimization must be a JSON object"),
+        ("[" * 100_000, "more than 50 brackets stand in each other"),
+        ('{"a": ' * 200 + "1" + "}" * 200, "more than 50 brackets stand in each other"),
+        ('{"a": ' + "[" * 200 + "]" * 200 + "}", "more than 50 brackets stand in each other"),
+        ('{"a": ' + "9" * 5000 + "}", "holds an integer of too many digits"),
     ],
+    ids=["brace", "list", "empty", "stage", "cut", "objects", "lists", "digits"],
 )
 def test_files_that_are_no_settings_are_named(tmp_path, content, said):
     path = file_of(tmp_path, content)
@@ -88,6 +93,13 @@ def test_files_that_are_no_settings_are_named(tmp_path, content, said):
     assert str(error.value).startswith(f"deepspeed: {path}: ")
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_as_many_brackets_as_any_settings_have_are_read(tmp_path):
+    values = nested(".".join("a" * 50), 1)
+    assert read_overlay(file_of(tmp_path, values)) == values
+    with pytest.raises(UserError, match="more than 50 brackets"):
+        read_overlay(file_of(tmp_path, {"a": values}))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
