@@ -72,12 +72,12 @@ def structure_columns(crystals: Sequence[Crystal]) -> list[pa.Array]:
 
 
 def read_crystals(table: pa.Table) -> list[Crystal]:
-    """The crystals of a structure table; a null structure is an empty one, a null lattice is NaN."""
+    """The crystals of a structure table; null structures are empty, null lattices NaN, null elements -1."""
     numbers_at, numbers = list_values(table.column("atomic_numbers"))
     positions_at, positions = list_values(table.column("positions"))
     lattice = fixed_values(table.column("lattice"), 9).reshape(-1, 3, 3)
     flat = fixed_values(positions, 3).reshape(-1, 3)
-    z = numbers.to_numpy(zero_copy_only=False).astype(np.int64)
+    z = numbers.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     disorder = [None] * len(table) if "disorder" not in table.column_names else table.column("disorder").to_pylist()
     return [
         Crystal(
@@ -139,11 +139,17 @@ def _disorder_column(crystals: Sequence[Crystal]) -> pa.Array:
     return pa.array(rows, type=DISORDER_TYPE)
 
 
-def _disorder(rows: list[dict[str, float]] | None) -> Disorder | None:
+def _disorder(rows: list[dict[str, float | None] | None] | None) -> Disorder | None:
+    """What is null is what no crystal has: site -1, element -1, occupancy NaN."""
     if not rows:
         return None
+
+    def column(name: str, null: float) -> list[float]:
+        values = (None if row is None else row[name] for row in rows)
+        return [null if value is None else value for value in values]
+
     return Disorder(
-        site=np.array([row["site"] for row in rows], dtype=np.int64),
-        atomic_number=np.array([row["atomic_number"] for row in rows], dtype=np.int64),
-        occupancy=np.array([row["occupancy"] for row in rows], dtype=np.float64),
+        site=np.array(column("site", -1), dtype=np.int64),
+        atomic_number=np.array(column("atomic_number", -1), dtype=np.int64),
+        occupancy=np.array(column("occupancy", np.nan), dtype=np.float64),
     )

@@ -298,15 +298,19 @@ def _of_rows(piece: Piece) -> Iterator[Found]:
     row = piece.row
     try:
         for name, crystal in _rows(piece):
-            yield _finished(name, f"{piece.paths[0]} row {row} {name}", crystal)
+            where = f"{piece.paths[0]} row {row}"
+            if name is None:
+                yield _finished(f"{piece.paths[0]}-{row}", where, crystal)
+            else:
+                yield _finished(name, f"{where} {name}", crystal)
             row += 1
     except (OSError, ValueError) as error:
         rows = f"{piece.paths[0]} rows {row} to {piece.row + piece.rows - 1}"
         yield Found(id=piece.paths[0], where=rows, problem=f"unreadable file: {' '.join(str(error).split()):.300}")
 
 
-def _rows(piece: Piece) -> Iterator[tuple[str, Crystal]]:
-    """Id and crystal of every row of a piece. Raises OSError or ValueError where the file is damaged."""
+def _rows(piece: Piece) -> Iterator[tuple[str | None, Crystal]]:
+    """Id, if it has one, and crystal of every row of a piece. Raises OSError or ValueError for a damaged file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

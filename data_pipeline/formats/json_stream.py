@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 CHUNK = 1 << 20
+LIMIT = 1 << 30
+"""Characters of a JSON value: a small compressed file may hold any number of them."""
 UNREADABLE = "\ufffd"
 """What stands for bytes that are no UTF-8, where a file is opened with errors="replace"."""
 NO_TEXT = "holds bytes that are not UTF-8, the encoding of text that is read"
@@ -74,6 +76,8 @@ class _Window:
     def _more(self, size: int) -> bool:
         if self._ended:
             return False
+        if len(self._text) - self._at > LIMIT:
+            raise ValueError(f"it holds a JSON value of more than {LIMIT} characters")
         piece = self._stream.read(size)
         self._ended = not piece
         self._text = self._text[self._at :] + piece

@@ -55,12 +55,18 @@ def _parsed(text: str) -> Structure:
 
 
 def _check_counts(lines: list[str]) -> None:
-    """Refuse elements and numbers of atoms that are not as many: pymatgen takes the first of them. Raises Refusal."""
+    """Refuse elements and numbers of atoms that are not as many: pymatgen takes the first of them.
+
+    And more atoms than lines, for which pymatgen would take memory before it looks for them. Raises Refusal.
+    """
     words = [_COMMENT.split(line)[0].split() for line in lines[_VECTORS.stop :]]
     first = next((i for i, line in enumerate(words) if line and line[0].lstrip("+-").isdigit()), 0)
     symbols = [word for line in words[:first] for word in line]
-    counts = [word for line in words[first : 2 * first] for word in line]
-    if len(symbols) != len(counts):
+    counts = [word for line in words[first : 2 * first or 1] for word in line]
+    atoms = sum(int(word) for word in counts if word.isdecimal())
+    if atoms > len(lines):
+        raise Refusal(f"unreadable structure: the POSCAR says {atoms:.6g} atoms, but has {len(lines)} lines")
+    if first and len(symbols) != len(counts):
         raise Refusal(
             f"unreadable structure: the POSCAR names {len(symbols)} elements ({' '.join(symbols):.40}), "
             f"but has {len(counts)} numbers of atoms ({' '.join(counts):.40})"

@@ -30,6 +30,8 @@ SAMPLE = 100
 PICKLE = ".pkl"
 _TEXTS = (".csv", ".json", ".jsonl")
 SUFFIXES = (*_TEXTS, *(f"{suffix}{packed}" for suffix in _TEXTS for packed in ENDINGS), ".parquet", PICKLE)
+LINE_LIMIT = 1 << 28
+"""Characters of a line, or of a field of a CSV file: a small compressed file may hold any number of them."""
 _BROKEN = "unreadable record: "
 
 
@@ -127,7 +129,7 @@ def iter_fields(path: Path) -> Iterator[Mapping[str, Any] | str]:
             yield from _csv(path)
         elif name.endswith(".jsonl"):
             with _open_text(path) as stream:
-                yield from (_json_line(line) for line in stream if line.strip())
+                yield from (_json_line(line) for line in _lines(stream) if line.strip())
         elif name.endswith(".json"):
             with _open_text(path) as stream:
                 yield from iter_records(stream)
@@ -151,6 +153,14 @@ def _open_text(path: Path) -> TextIO:
     return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", errors="replace")
 
 
+def _lines(stream: TextIO) -> Iterator[str]:
+    """The lines of a file. Raises ValueError behind those before one that is longer than LINE_LIMIT."""
+    while line := stream.readline(LINE_LIMIT + 1):
+        if len(line) > LINE_LIMIT:
+            raise ValueError(f"it holds a line of more than {LINE_LIMIT} characters")
+        yield line
+
+
 def _json_line(line: str) -> Mapping[str, Any] | str:
     if UNREADABLE in line:
         return f"{_BROKEN}{NO_TEXT}"
@@ -164,12 +174,12 @@ def _json_line(line: str) -> Mapping[str, Any] | str:
 
 
 def _csv(path: Path) -> Iterator[Mapping[str, Any] | str]:
-    csv.field_size_limit(1 << 30)
+    csv.field_size_limit(LINE_LIMIT)
     ended = False
 
     def lines(stream: TextIO) -> Iterator[str]:
         nonlocal ended
-        yield from stream
+        yield from _lines(stream)
         ended = True
 
     with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", errors="replace", newline="") as stream:

@@ -5,6 +5,7 @@ import pyarrow as pa
 
 from data_pipeline.crystal import EMPTY, fixed_values, read_crystals, structure_columns
 from data_pipeline.schema import STRUCTURE_COLUMNS
+from data_pipeline.validate import structure_problem
 from tests.data_pipeline.samples import caesium_chloride, crystal, mixed_rock_salt, rock_salt
 
 NAMES = [name for name, _ in STRUCTURE_COLUMNS]
@@ -48,3 +49,17 @@ def test_null_lattice_reads_as_nan():
     column = pa.array([[1.0] * 9, None, [2.0] * 9], type=pa.list_(pa.float64(), 9)).slice(1)
     values = fixed_values(column, 9).reshape(-1, 9)
     assert np.isnan(values[0]).all() and (values[1] == 2).all()
+
+
+def test_nulls_in_a_row_are_values_that_no_crystal_has():
+    table = pa.Table.from_arrays(structure_columns([mixed_rock_salt()] * 4), names=NAMES)
+    rows = table.to_pylist()
+    rows[0]["disorder"][0] = None
+    rows[1]["disorder"][0] = {"site": None, "atomic_number": None, "occupancy": None}
+    rows[2]["atomic_numbers"][0] = None
+    rows[3]["positions"][0] = None
+    found = read_crystals(pa.Table.from_pylist(rows, schema=table.schema))
+    for mixed in (found[0].disorder, found[1].disorder):
+        assert mixed.site[0] == mixed.atomic_number[0] == -1 and np.isnan(mixed.occupancy[0])
+    assert found[2].atomic_numbers[0] == -1 and np.isnan(found[3].positions).any()
+    assert all(structure_problem(one) is not None for one in found)

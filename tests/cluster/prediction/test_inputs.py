@@ -18,7 +18,7 @@ from cluster.prediction.inputs import find_structures, plan_pieces, read_piece
 from data_pipeline.crystal import structure_columns
 from data_pipeline.formats.parse import from_pymatgen
 from data_pipeline.prepare import prepare_dataset
-from data_pipeline.schema import structure_schema
+from data_pipeline.schema import STRUCTURE_COLUMNS, structure_schema
 from tests.cluster.trained import structures, write_model
 
 
@@ -116,6 +116,21 @@ def test_a_table_damaged_in_a_page_is_read_up_to_it(tmp_path):
     broken = [one for some in answers for one in some if one.problem is not None]
     assert broken and all(one.problem.startswith("unreadable file: ") for one in broken)
     assert all(one.where.endswith(" to 2999") or one.where.endswith(" to 2047") for one in broken)
+
+
+def test_nulls_in_a_table_cost_their_rows(tmp_path):
+    crystal = from_pymatgen(structures()[0])
+    rows = pa.table(structure_columns([crystal] * 3), names=[name for name, _ in STRUCTURE_COLUMNS]).to_pylist()
+    ids = ["a", None, "c"]
+    rows[2]["disorder"] = [{"site": None, "atomic_number": 1, "occupancy": 1.0}]
+    rows = [{"material_id": name, **row} for name, row in zip(ids, rows, strict=True)]
+    path = tmp_path / "x.parquet"
+    plain = structure_schema([])
+    schema = pa.schema([field.with_nullable(True) for field in plain], metadata=plain.metadata)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    answers = found(path)
+    assert [one.id for one in answers] == ["a", f"{path}-1", "c"]
+    assert [one.problem for one in answers[:2]] == [None, None] and answers[2].problem.startswith("wrong occupancies")
 
 
 @pytest.mark.parametrize(

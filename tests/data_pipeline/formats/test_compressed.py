@@ -7,8 +7,10 @@ import lzma
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.formats import json_stream
 from data_pipeline.formats.compressed import inner_name, is_compressed, open_bytes, read_bytes, read_text
 from data_pipeline.own import OwnData, prepare_source
+from data_pipeline.sources import records
 from data_pipeline.sources.records import iter_fields
 from tests.cluster.trained import structures
 
@@ -68,3 +70,24 @@ def test_prepare_takes_compressed_files_and_refuses_several_structures(tmp_path)
     done = prepare_source(OwnData(path=folder, name="mine", split=(0.5, 0.25, 0.25)), tmp_path / "data")
     (row,) = done.rejected
     assert row.reason.startswith("several structures: 2 data blocks hold atoms: ")
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.json.gz", "x.csv.gz"])
+def test_a_bomb_of_one_record_is_not_unpacked_whole(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "LINE_LIMIT", 100_000)
+    monkeypatch.setattr(json_stream, "LIMIT", 100_000)
+    monkeypatch.setattr(json_stream, "CHUNK", 10_000)
+    zeros = "0" * 10_000_000
+    content = {
+        "x.jsonl.gz": f'{{"id": "a"}}\n{{"id": "{zeros}',
+        "x.json.gz": f'[{{"id": "a"}}, {{"id": "{zeros}',
+        "x.csv.gz": f"id\na\n{zeros}",
+    }[name]
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()))
+    found = iter_fields(path)
+    assert next(found) == {"id": "a"}
+    with pytest.raises(
+        DataError, match=r"cannot be read: it holds a (line|JSON value) of more than 100000 characters"
+    ):
+        list(found)

@@ -71,3 +71,10 @@ def test_what_cannot_be_known_is_refused(text, message):
     with pytest.raises(ValueError, match=".") as caught:
         parse_structure("poscar", text)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("names", ["Na\n", ""])
+def test_atoms_that_have_no_lines_take_no_memory(names):
+    text = f"x\n1\n{VECTORS}{names}{10**12}\nDirect\n0 0 0\n"
+    with pytest.raises(ValueError, match=r"unreadable structure: the POSCAR says 1e\+12 atoms, but has \d+ lines"):
+        parse_structure("poscar", text)
