@@ -16,6 +16,7 @@ from cluster.errors import Incomplete, RunFailed, UserError
 from cluster.interrupts import RunStopped
 from cluster.log import escape_what_stdout_lacks, setup_logging
 from data_pipeline.errors import DataError
+from data_pipeline.text import printable
 
 DESCRIPTION = "Train Crystalformer and predict with it: properties of crystals from their structures."
 _DEBUG: dict[str, Any] = {
@@ -82,7 +83,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _fail(line: str, status: int) -> int:
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(printable(line) + "\n")
     return status
 
 

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 
-from data_pipeline.text import readable
+from data_pipeline.text import printable_lines
 
 PACKAGES = ("cluster", "crystalformer", "data_pipeline", "tune")
 """Ours; modules log through ``logging.getLogger(__name__)``, and other libraries' loggers are left alone."""
@@ -52,7 +52,7 @@ class _Stderr(logging.Handler):
     """To whatever is stderr at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(self.format(record) + "\n")
+        sys.stderr.write(printable_lines(self.format(record)) + "\n")
 
 
 class _Told(logging.Handler):
@@ -78,6 +78,6 @@ def _replace(name: str, handler: logging.Handler | None) -> None:
 
 
 def say(text: str = "") -> None:
-    """Write a line of a command's answer to stdout, at once; what is no text, as in names of files, as escapes."""
-    sys.stdout.write(readable(text) + "\n")
+    """Write a line of a command's answer, or several, to stdout, at once; what cannot be seen in them as escapes."""
+    sys.stdout.write(printable_lines(text) + "\n")
     sys.stdout.flush()

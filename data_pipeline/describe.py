@@ -16,6 +16,7 @@ from data_pipeline.prepared import PreparedDataset, load_prepared
 from data_pipeline.splits import SPLITS
 from data_pipeline.steps.assign import count_rules
 from data_pipeline.table import StructureTable
+from data_pipeline.text import printable
 
 BINS = 12
 _BAR = 40
@@ -90,7 +91,7 @@ def describe(data_dir: Path, name: str) -> str:
             *([f"  {target.description}"] if target.description else []),
             *histogram(contents.values[target.name]),
         ]
-    return "\n".join([*lines, "", *rejected_lines(prepared)])
+    return "\n".join(map(printable, [*lines, "", *rejected_lines(prepared)]))
 
 
 def rejected_lines(prepared: PreparedDataset) -> list[str]:
@@ -106,7 +107,7 @@ def rejected_lines(prepared: PreparedDataset) -> list[str]:
     counts = count_rules(row.reason for row in prepared.rejected)
     lines = [f"{len(prepared.rejected)} rows rejected: " + ", ".join(f"{n} {rule}" for rule, n in counts.items())]
     for row in prepared.rejected[:_SHOWN_ROWS]:
-        lines.append(f"  {row.file} row {row.row} {row.material_id}: {row.reason}")
+        lines.append(printable(f"  {row.file} row {row.row} {row.material_id}: {row.reason}"))
     if len(prepared.rejected) > _SHOWN_ROWS:
         lines.append(f"  ... all of them in {prepared.path / 'dataset.json'}")
     return [*lines, *over]

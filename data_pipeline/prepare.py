@@ -39,7 +39,7 @@ from data_pipeline.steps.reduce import SYMPREC
 from data_pipeline.steps.store import PART_FIELD, RawStore, is_staged
 from data_pipeline.steps.work import WORK_VERSION
 from data_pipeline.steps.write import DatasetWriter
-from data_pipeline.text import readable
+from data_pipeline.text import printable, readable
 
 Executor = Literal["auto", "process", "ray"]
 
@@ -356,7 +356,7 @@ def _check_strict(rejected: Sequence[RejectedRow], name: str, *, strict: bool) -
 
 
 def _told(row: RejectedRow) -> str:
-    return f"{row.file} row {row.row} {row.material_id}: {row.reason}"
+    return printable(f"{row.file} row {row.row} {row.material_id}: {row.reason}")
 
 
 def _silent(_what: str, _done: int, _total: int) -> None:

@@ -14,6 +14,7 @@ from rich.progress import Progress as RichProgress
 
 from cluster.run.progress import OptionalBar
 from cluster.run.report import with_unit
+from data_pipeline.text import printable
 from tune.book import TrialRecord, best
 from tune.folder import Search
 from tune.space import Settings
@@ -69,7 +70,7 @@ class SearchProgress(OptionalBar):
             shown = (
                 "" if leader is None else f"best {with_unit(leader.value or 0.0, self._unit)}, trial {leader.number}"
             )
-            self._bar.update(self._task, completed=self._done, text=shown)
+            self._bar.update(self._task, completed=self._done, text=printable(shown))
 
     def data(self, requests: int, found: int) -> None:
         """How often neighbour lists had to be found."""
@@ -80,6 +81,7 @@ class SearchProgress(OptionalBar):
 
     def note(self, text: str) -> None:
         """Show a line that stays."""
+        text = printable(text)
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

@@ -11,6 +11,7 @@ from cluster.errors import UserError
 from cluster.log import say
 from cluster.paths import lasting, there
 from data_pipeline.splits import SPLITS
+from data_pipeline.text import printable
 
 if TYPE_CHECKING:
     from cluster.prediction.scoring import Scored
@@ -91,7 +92,7 @@ def summary(scored: Scored, column: int, target: TargetScale) -> list[str]:
     elements = [f"{symbol} {mae:.4f} ({count})" for symbol, count, mae in mae_by_element(scored, column)]
     for start in range(0, len(elements), ELEMENTS_A_LINE):
         lines.append(f"  MAE with  {', '.join(elements[start : start + ELEMENTS_A_LINE])}")
-    return lines
+    return [printable(line) for line in lines]
 
 
 def plot(file: str | None, scored: Scored, split: str, targets: tuple[TargetScale, ...]) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.errors import UserError
+from cluster.errors import UserError, without_credentials
 from cluster.log import say
 from cluster.paths import lasting, there
 from data_pipeline.errors import DataError
+from data_pipeline.text import printable
 
 if TYPE_CHECKING:
     from data_pipeline.info import DatasetInfo, TargetInfo
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     model = there(args.dataset)
     if "://" in model or is_model(Path(model)):
         if args.plot is not None:
-            raise UserError(f"--plot draws data sets, and {args.dataset} is a model folder")
+            raise UserError(f"--plot draws data sets, and {without_credentials(args.dataset)} is a model folder")
         say("\n".join(describe_model(model)))
         return
     say("\n".join(describe_dataset(args.dataset, data_dir)))
@@ -172,4 +173,4 @@ def _names(targets: Iterable[TargetInfo]) -> str:
 
 
 def _line(label: str, value: str) -> str:
-    return f"{label:{_INDENT}}{value}"
+    return f"{label:{_INDENT}}{printable(value)}"

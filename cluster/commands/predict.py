@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cluster.errors import Incomplete, UserError, without_credentials
 from cluster.log import say
 from cluster.paths import lasting, there
+from data_pipeline.text import printable
 
 if TYPE_CHECKING:
     from cluster.prediction.inputs import Found, Piece
@@ -160,7 +161,7 @@ def report_unread(found: Iterable[Found], unread: list[Found]) -> Iterator[Found
             unread.append(one)
         if one.problem is None or len(unread) > 1:
             for other in unread[told:]:
-                sys.stderr.write(f"{other.where}: {other.problem}\n")
+                sys.stderr.write(printable(f"{other.where}: {other.problem}") + "\n")
             told = len(unread)
         if one.problem is None:
             yield one

@@ -11,6 +11,7 @@ from cluster.errors import UserError
 from cluster.log import say
 from cluster.paths import lasting
 from data_pipeline.info import SplitRecipe
+from data_pipeline.text import printable
 
 if TYPE_CHECKING:
     from data_pipeline.own import OwnData
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
             prepared = prepare_dataset(
                 args.dataset, data_dir, strict=args.strict, allow_pickle=args.allow_pickle, progress=progress
             )
-    say("\n".join(summary(prepared)))
+    say("\n".join(map(printable, summary(prepared))))
 
 
 def check_words(args: argparse.Namespace) -> None:

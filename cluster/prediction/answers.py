@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from cluster.errors import UserError
 from cluster.run.report import json_ready
-from data_pipeline.text import readable
+from data_pipeline.text import printable, readable
 
 Cell = str | float
 
@@ -104,9 +104,12 @@ class TableFile:
 
 
 def as_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Aligned columns for people, numbers with five digits; the warnings only where there are any."""
+    """Aligned columns for people, numbers with five digits; the warnings only where there are any.
+
+    What cannot be seen in an id is an escape here, though not in a file.
+    """
     kept = len(header) if any(cells[-1] for cells in rows) else len(header) - 1
-    lines = [list(header[:kept]), *([_shown(cell, 5) for cell in cells[:kept]] for cells in rows)]
+    lines = [[printable(_shown(cell, 5)) for cell in cells[:kept]] for cells in (header, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(kept)]
     padded = ("  ".join(f"{text:{width}}" for text, width in zip(line, widths, strict=True)) for line in lines)
     return "\n".join(line.rstrip() for line in padded)

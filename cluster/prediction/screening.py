@@ -41,6 +41,7 @@ from data_pipeline.crystal import structure_columns
 from data_pipeline.schema import FIXED_COLUMNS, STRUCTURE_COLUMNS
 from data_pipeline.steps.execute import quiet_ray_data
 from data_pipeline.table import StructureTable
+from data_pipeline.text import printable
 
 ROWS_AT_ONCE = 256
 """Structures that a task hands on together: some 7 MB with the shells of the default model."""
@@ -182,7 +183,7 @@ def _merge(job: Screening, header: Sequence[str]) -> list[int]:
                 bad = table.filter(table.column("problem").is_valid())
                 file.add(list(zip(*(good.column(name).to_pylist() for name in header), strict=True)))
                 for row in bad.to_pylist():
-                    sys.stderr.write(f"{row['where']}: {row['problem']}\n")
+                    sys.stderr.write(printable(f"{row['where']}: {row['problem']}") + "\n")
                 counts = [counts[0] + len(good), counts[1] + len(bad)]
     return counts
 

@@ -16,6 +16,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 
 from cluster.run.report import with_unit
+from data_pipeline.text import printable, printable_lines
 
 STEP_LINE_SECONDS = 60.0
 """Elsewhere than on a terminal, a long epoch says where it is this often."""
@@ -100,12 +101,14 @@ class Progress(OptionalBar):
 
     def note(self, text: str) -> None:
         """Show a line that stays, above the bar where there is one."""
+        text = printable_lines(text)
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
             self._write(text)
 
     def _show(self, epoch: int, completed: float, text: str) -> None:
+        text = printable(text)  # units are written as the user's table has them
         if self._bar is not None:
             self._bar.update(self._task, completed=completed, epoch=epoch, text=text)
         else:

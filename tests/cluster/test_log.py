@@ -60,3 +60,12 @@ def test_warnings_are_told_until_nobody_asks_any_more(capsys):
 def test_say_writes_a_line_to_stdout(capsys):
     say("hello")
     assert capsys.readouterr().out == "hello\n"
+
+
+def test_what_could_be_obeyed_by_a_terminal_is_an_escape(capsys):
+    say("a\x1b[2J \udcff\nb")
+    setup_logging(level=logging.WARNING)
+    logging.getLogger("cluster.x").warning("%s is read-only\nfor us", "data\x9b2J")
+    captured = capsys.readouterr()
+    assert captured.out == "a\\x1b[2J \\udcff\nb\n"
+    assert captured.err == "warning: data\\x9b2J is read-only\nfor us\n"

@@ -92,6 +92,17 @@ def test_progress_on_a_terminal_and_elsewhere(plan, kind):
     assert ("best 0.1250 log10(GPa), trial 1" in text) == (kind is Terminal)
 
 
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_units_and_reasons_are_shown_and_not_obeyed(plan, kind):
+    stream = kind()
+    with SearchProgress(plan, "\x07eV", stream) as progress:
+        progress.ended(trial(0, 0.25, reason="\x9b2J\nerror: forged"), TRIALS)
+    text = stream.getvalue()
+    assert r"val MAE 0.2500 \x07eV" in text and r"(\x9b2J\nerror: forged)" in text
+    assert "\x07" not in text and "\x9b" not in text
+    assert (r"best 0.1250 \x07eV, trial 1" in text) == (kind is Terminal)
+
+
 def test_a_search_without_a_value_has_a_page_that_says_so(plan):
     study = optuna.create_study(storage=open_storage(plan.url), study_name="s")
     number = study.ask().number

@@ -15,9 +15,14 @@ from cluster.data.tables import SPLITS, open_split
 from cluster.settings.config import TrainConfig
 from data_pipeline.errors import DataError
 from data_pipeline.prepared import load_prepared
+from data_pipeline.table import StructureTable
 from tests.cluster.test_cli import failure
 
 N = 20
+
+
+HOSTILE = "\x1b[2J\nerror: forged"
+"""Clears a terminal, and looks like a line of ours."""
 
 
 @cache
@@ -139,6 +144,28 @@ def test_rejected_rows_are_summarized_and_strict_refuses_them(tmp_path, capsys):
     assert "data.json.gz row 3 s3: " in text
     assert main(["info", "mine", "--data_dir", str(tmp_path)]) == 0
     assert "data.json.gz row 4 s4: " in capsys.readouterr().out
+
+
+def test_ids_units_and_names_are_shown_and_not_obeyed(tmp_path, capsys):
+    rows = [
+        {"jid": f"s{i}{HOSTILE}", "gap [\x1b\nok]": 0.5 * i, "atoms": jarvis_atoms(structure(i))} for i in range(N)
+    ]
+    rows[3]["atoms"]["lattice_mat"] = [[0, 0, 0]] * 3
+    source = tmp_path / "data\x07.json"
+    source.write_text(json.dumps(rows))
+    words = ["prepare", "--source", str(source), "--name", "mine", "--data_dir", str(tmp_path)]
+    row = r"data\x07.json row 3 s3\x1b[2J\nerror: forged: volume"
+    assert main([*words, "--strict"]) == 2
+    error = capsys.readouterr().err
+    assert row in error and error.count("\n") == 1 and error[:-1].isprintable()
+    for command in (words, ["info", "mine", "--data_dir", str(tmp_path)]):
+        assert main(command) == 0
+        lines = capsys.readouterr().out.split("\n")
+        assert any(line.startswith(f"  {row}") for line in lines)
+        assert any(r"gap [\x1b\nok]" in line for line in lines)
+        assert all(line.isprintable() for line in lines)
+    names = [name for split in SPLITS for name in StructureTable.open(tmp_path / "mine" / split).material_ids()]
+    assert sorted(names) == sorted(f"s{i}{HOSTILE}" for i in range(N) if i != 3)
 
 
 def test_the_picture(tmp_path, capsys, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
 from cluster.cli import main
+from cluster.commands.evaluate import summary
 from cluster.prediction.inputs import find_structures
 from cluster.prediction.predict import load_predictor, pick_device
 from cluster.prediction.scoring import Scored, errors_of, mae_by_element, mae_by_size, score_split, worst
@@ -69,6 +70,13 @@ def test_the_worst_come_first(scored):
     residual = np.abs(scored.prediction[:, 0] - scored.truth[:, 0])
     rows = worst(scored, 0, 5)
     assert residual[rows].tolist() == sorted(residual, reverse=True)[:5]
+
+
+def test_an_id_is_shown_and_not_obeyed(scored):
+    hostile = replace(scored, ids=["m\x1b[2J\nerror: forged"] * 40)
+    lines = summary(hostile, 0, SCALES[0])
+    assert r"  worst     m\x1b[2J\nerror: forged: " in lines[4]
+    assert all(line.isprintable() for line in lines)
 
 
 def test_errors_by_cell_size(scored):

@@ -354,6 +354,42 @@ def test_a_card_of_another_shape_is_one_line(said, message, tmp_path, capsys):
     assert error.startswith(f"error: {model}") and error.endswith(f"{message}\n") and error.count("\n") == 1
 
 
+def test_what_files_say_is_shown_and_not_obeyed(tmp_path, capsys):
+    hostile = "m1\x1b[2J\x1b]0;owned\x07\nerror: forged line"
+    shown = r"m1\x1b[2J\x1b]0;owned\x07\nerror: forged line"
+    good = {"id": hostile, "structure": json.loads(structures()[2].to(fmt="json"))}
+    (tmp_path / "all.json").write_text(json.dumps([good, {"id": hostile}, {"id": "b"}]))
+    assert main(["predict", "a", str(tmp_path / "all.json")]) == 1
+    told = capsys.readouterr()
+    problem = f"{tmp_path}/all.json record 1 {shown}: empty structure"
+    assert told.err.startswith(problem) and told.err.count("\n") == 3
+    assert told.out.split("\n")[1].startswith(f"{shown}  CsCl ") and told.out.count("\n") == 2
+    assert (told.out + told.err).replace("\n", "").isprintable()
+    assert main(["predict", "a", str(tmp_path / "all.json"), "--output", str(tmp_path / "o.csv")]) == 1
+    assert rows_of(tmp_path / "o.csv")[1][0] == hostile
+    (tmp_path / "one.json").write_text(json.dumps({"id": "m\x1b[2J"}))
+    capsys.readouterr()
+    assert main(["predict", "a", str(tmp_path / "one.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/one.json") and error[:-1].isprintable()
+
+
+def test_a_card_is_shown_and_not_obeyed(tmp_path, capsys):
+    model = write_model(tmp_path / "model", dataset="x\x1b[2J\nseen       all", note={"\x07": ["\r"]})
+    assert main(["info", str(model)]) == 0
+    text = capsys.readouterr().out
+    assert "origin     dataset: x\\x1b[2J\\nseen       all\n" in text and "origin     note: \\x07 \\r\n" in text
+    assert text.replace("\n", "").isprintable()
+    card = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**card, "format_version": "\x1b"}))
+    assert main(["info", str(model)]) == 2
+    assert main(["predict", "a\x1b[2J", "files"]) == 2
+    error = capsys.readouterr().err
+    assert r"error: a\x1b[2J is not a model folder" in error and error.replace("\n", "").isprintable()
+    assert main(["info", "s3://key:se/cret@bucket/model", "--plot"]) == 2
+    assert "--plot draws data sets, and s3://***@bucket/model is a model folder" in capsys.readouterr().err
+
+
 def test_models_of_other_targets_do_not_mix(tmp_path, capsys):
     other = write_model(tmp_path / "other")
     config = other / "config.json"

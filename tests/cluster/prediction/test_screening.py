@@ -44,6 +44,20 @@ def given(tmp_path_factory, elastic):
         yield ["a,b", "files", str(elastic.split_path("test"))]
 
 
+def test_ids_are_shown_and_not_obeyed(tmp_path, capsys):
+    job = screening.Screening(
+        models=(), pieces=(inputs.Piece(paths=("x",)),), output=tmp_path / "o.csv", device="cpu"
+    )
+    job.parts.mkdir()
+    hostile = "m\x1b[2J\nerror: forged"
+    said = {"id": [hostile, "b"], "where": [hostile, "b"], "problem": [None, hostile], "warning": ["", ""]}
+    pq.write_table(pa.table(said), job.parts / "00000000-0000000000-2-last.parquet")
+    assert screening._merge(job, ["id", "warning"]) == [1, 1]
+    assert capsys.readouterr().err == "b: m\\x1b[2J\\nerror: forged\n"
+    with job.output.open(newline="") as file:
+        assert list(csv.reader(file)) == [["id", "warning"], [hostile, ""]]
+
+
 @pytest.fixture
 def many(monkeypatch):
     """Ten structures are many, and eight rows a piece."""

@@ -2,6 +2,8 @@
 
 import io
 
+import pytest
+
 from cluster.run.progress import STEP_LINE_SECONDS, Progress, counting
 
 UNITS = {"shear": "log10(GPa)", "n": "1"}
@@ -31,6 +33,17 @@ def test_a_plain_line_an_epoch():
         "training on [cpu]",
         "epoch 12/100  loss 0.1234  val_mae shear 0.1012 log10(GPa)  812 structures/s  0:01:28 left",
     ]
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_a_unit_is_shown_and_not_obeyed(kind, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    stream = kind()
+    with Progress(100, {"shear": "\x07eV\x1b]0;"}, stream=stream) as progress:
+        progress.note("warning: a\x07b\nc")
+        progress.update({"epoch": 12, **ROW})
+    assert "val_mae shear 0.1012 \\x07eV\\x1b]0;" in stream.getvalue() and "\x07" not in stream.getvalue()
+    assert "a\\x07b\nc\n" in stream.getvalue().replace("\r", "")
 
 
 def test_time_left_goes_by_the_training_time_where_rows_tell_it():
