@@ -129,8 +129,10 @@ def read_card(folder: Path) -> ModelCard:
         raise FileNotFoundError(f"{folder} is not a model folder: it has no {CONFIG}")
     try:
         return ModelCard.from_dict(json.loads(path.read_text()))
-    except (ValueError, TypeError, AttributeError) as error:  # no JSON, or of another shape
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:  # no JSON, or of another shape
         raise ValueError(f"{path}: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{path}: brackets within brackets, too deep to be a card") from None
     except KeyError as error:
         raise ValueError(f"{path}: ranges lack {error}") from error
 
@@ -220,17 +222,37 @@ def load_model(folder: str | Path, *, device: str = "cpu", backend: str = "auto"
     """The predictor of a model folder. ValueError names the first weight that does not fit its config.json."""
     folder = Path(folder)
     card = read_card(folder)
+    weights = _read_weights(folder / WEIGHTS)
     try:
+        check_size(card.model, weights)
         with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and replaced
             model = Crystalformer(card.model, backend=backend)
-    except (RuntimeError, MemoryError) as error:  # sizes that no memory holds
+    except (ValueError, RuntimeError, MemoryError) as error:  # sizes that no memory holds
         raise ValueError(f"{folder / CONFIG}: no such model can be made: {error}") from error
-    model.load_state_dict(_read_weights(folder / WEIGHTS, model))
+    _check_weights(folder / WEIGHTS, weights, model)
+    model.load_state_dict(weights)
     return Predictor(model.to(device), card)
 
 
-def _read_weights(path: Path, model: Crystalformer) -> dict[str, Tensor]:
-    """The tensors of the file, which are those of ``model`` by name and shape."""
+def check_size(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """ValueError where a model is far larger than its weights: before memory is taken for it.
+
+    Where it is less far, the first of them that does not fit can be named.
+    """
+    least, held = _least_numbers(config), sum(value.numel() for value in weights.values())
+    if least > 10 * held:
+        raise ValueError(f"it has {least} numbers or more, its weights are {held}")
+
+
+def _least_numbers(config: ModelConfig) -> int:
+    """Numbers in the matrices of a model's blocks and of its head; it has some more."""
+    dim, sizes = config.model_dim, (config.model_dim, *config.embedding_dim, config.num_targets)
+    radial = config.value_pe_dist_real * (dim if config.value_pe_headed else config.head_dim)
+    of_block = 4 * dim**2 + 2 * dim * config.ff_dim + (radial if config.domain == "real" else 0)
+    return config.num_layers * of_block + sum(a * b for a, b in pairwise(sizes))
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -238,6 +260,11 @@ def _read_weights(path: Path, model: Crystalformer) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: {error}") from error
+    return weights
+
+
+def _check_weights(path: Path, weights: Mapping[str, Tensor], model: Crystalformer) -> None:
+    """Raises ValueError unless they are those of ``model`` by name and shape, and finite."""
     expected = model.state_dict()
     for name, value in expected.items():
         if name not in weights:
@@ -249,4 +276,3 @@ def _read_weights(path: Path, model: Crystalformer) -> dict[str, Tensor]:
     unknown = sorted(set(weights) - set(expected))
     if unknown:
         raise ValueError(f"{path} holds {unknown[0]!r}, which its {CONFIG} lacks")
-    return weights

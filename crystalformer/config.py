@@ -29,6 +29,9 @@ _POSITIVE = (
 )
 """What positive_func may be; made here, as torch.compile does not trace the text of a number."""
 
+MOST_LAYERS = 1000
+"""What follows from a config is found layer by layer: a file that says a billion of them is not gone through."""
+
 MAX_ATOMIC_NUMBER = 98
 """Elements H to Cf have a row in the embedding table."""
 
@@ -141,6 +144,7 @@ class ModelConfig:
         for name in ("num_layers", "model_dim", "head_num", "ff_dim", "num_targets"):
             value = getattr(self, name)
             require(type(value) is int and value >= 1, name, value, "an integer of at least 1")
+        require(self.num_layers <= MOST_LAYERS, "num_layers", self.num_layers, "at most 1000")
         require(
             len(self.embedding_dim) > 0 and all(type(n) is int and n >= 1 for n in self.embedding_dim),
             "embedding_dim",

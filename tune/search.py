@@ -17,12 +17,12 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sqlalchemy.exc import SQLAlchemyError
 
-from cluster.driver.trainer import MAX_WAVE_RADIUS
 from cluster.errors import RunFailed, UserError
 from cluster.interrupts import Interrupts, RunStopped
 from cluster.session import ray_session
 from cluster.settings.config import TrainConfig
 from cluster.settings.deepspeed_config import overlay_of
+from cluster.settings.reach import MAX_WAVE_RADIUS
 from data_pipeline.prepared import PreparedDataset
 from tune.book import Book, TrialRecord, exhausted, records
 from tune.capacity import awaited_capacity

@@ -31,15 +31,10 @@ from cluster.run.tracking import Tracker
 from cluster.session import ray_session
 from cluster.settings.config import CONFIG_FILE, TrainConfig, save_yaml
 from cluster.settings.deepspeed_config import overlay_of
+from cluster.settings.reach import check_reach
 from cluster.worker.checkpoint import CheckpointError
 from data_pipeline.errors import DataError
 from data_pipeline.table import StructureTable
-
-MAX_RADIUS = 100.0
-"""Å. Neighbour lists grow with its cube: some 9 MB a crystal here, where the paper's 11.9 Å take 18 KB."""
-
-MAX_WAVE_RADIUS = 20.0
-"""1/Å. The wave vectors grow with its cube: 68 per Å³ of a cell here, where the paper's 3.9 1/Å hold 0.5."""
 
 
 def train(config: TrainConfig) -> RunResult:
@@ -71,7 +66,7 @@ def _claimed_run(config: TrainConfig, store: RunStore, start: float) -> RunResul
 
 
 def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
-    _check_reach(config)
+    check_reach(config.model)
     dataset = dataset_of(config)
     check_data(config, store, dataset)
     radius = config.model.neighbor_radius
@@ -103,17 +98,3 @@ def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
         write_run(store.folder, config, data, outcome, result)
         tracker.result(result)
     return result
-
-
-def _check_reach(config: TrainConfig) -> None:
-    radius, wave_radius = config.model.neighbor_radius, config.model.wave_radius
-    if radius > MAX_RADIUS:
-        raise UserError(
-            "cutoff_sigmas * scale_real / sqrt(gauss_lb_real), the reach of attention, "
-            f"must be at most {MAX_RADIUS:g} Å, got {radius:.4g} Å"
-        )
-    if wave_radius > MAX_WAVE_RADIUS:
-        raise UserError(
-            "cutoff_sigmas / (scale_reci * sqrt(gauss_lb_reci)), the reach in reciprocal space, "
-            f"must be at most {MAX_WAVE_RADIUS:g} 1/Å, got {wave_radius:.4g} 1/Å"
-        )

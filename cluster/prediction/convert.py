@@ -20,7 +20,8 @@ from torch import Tensor
 from cluster.errors import UserError
 from cluster.prediction.predict import load_predictor
 from cluster.run.storage import local_folder
-from crystalformer.artifact import ModelCard, TargetScale, save_model
+from cluster.settings.reach import check_reach
+from crystalformer.artifact import ModelCard, TargetScale, check_size, save_model
 from crystalformer.config import ModelConfig
 from crystalformer.model import Crystalformer
 from crystalformer.reference_keys import from_reference, to_reference
@@ -138,9 +139,12 @@ def infer_settings(weights: Mapping[str, Tensor], given: Mapping[str, Any]) -> d
 
     UserError where a tensor that shapes are taken from is missing or no matrix.
     """
-    layers = [int(match.group(1)) for key in weights if (match := _LAYER.match(key))]
+    layers = {int(match.group(1)) for key in weights if (match := _LAYER.match(key))}
     if not layers:
         raise UserError("weights lack 'encoder.layers.0.self_attn.q_proj_weight'")
+    missing = next((layer for layer in range(max(layers)) if layer not in layers), None)
+    if missing is not None:
+        raise UserError(f"weights have none of layer {missing}, but of layer {max(layers)}")
     widths = _head_widths(weights)
     settings: dict[str, Any] = {
         "num_layers": max(layers) + 1,
@@ -217,6 +221,7 @@ def to_folders(path: Path, out: Path, given: Mapping[str, Any], targets: Sequenc
     try:
         known = infer_settings(checkpoint.weights["model"], {**checkpoint.settings, **given})
         config = ModelConfig(**known)
+        check_reach(config)
         card = ModelCard(model=config, targets=_scales(checkpoint, config.num_targets, targets))
         ours = {name: _converted(config, weights) for name, weights in checkpoint.weights.items()}
     except (KeyError, ValueError) as error:
@@ -254,6 +259,7 @@ def _refuse_existing(place: Path) -> None:
 
 
 def _converted(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    check_size(config, weights)
     model = Crystalformer(config).to(next(iter(weights.values())).dtype)
     return from_reference(weights, model)
 

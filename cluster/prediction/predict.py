@@ -19,7 +19,8 @@ from cluster.prediction.answers import Cell
 from cluster.prediction.seen import Seen, elements_of
 from cluster.run.report import labelled
 from cluster.run.storage import local_folder
-from crystalformer.artifact import CONFIG, WORK_AT_ONCE, Predictor, batch_work, load_model
+from cluster.settings.reach import check_reach
+from crystalformer.artifact import CONFIG, WORK_AT_ONCE, Predictor, batch_work, load_model, read_card
 from crystalformer.batch import CrystalBatch
 from data_pipeline.composition import amounts_of
 from data_pipeline.elements import symbol_of
@@ -62,11 +63,20 @@ def load_predictor(folder: str | Path, device: torch.device) -> Predictor:
     """The model of a folder or URI. UserError says what is wrong with it."""
     with local_folder(str(folder), "MODEL") as local:
         try:
-            return load_model(local, device=str(device))
+            return _load(local, device)
         except (OSError, ValueError) as error:
             inside = f"{str(folder).rstrip('/')}/model"
             hint = f"; did you mean {inside}?" if (local / "model" / CONFIG).is_file() else ""
             raise UserError(f"{error}{hint}".replace(str(local), str(folder))) from error
+
+
+def _load(folder: Path, device: torch.device) -> Predictor:
+    """As ``load_model``, but ValueError as well for a model whose attention reaches too far."""
+    try:
+        check_reach(read_card(folder).model)
+    except UserError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    return load_model(folder, device=str(device))
 
 
 class Ensemble:

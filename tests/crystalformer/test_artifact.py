@@ -229,9 +229,21 @@ def test_what_is_wrong_with_a_card_is_named(folder, change, message):
         load_model(folder)
 
 
-def test_a_card_that_is_no_json_is_named(folder):
-    (folder / CONFIG).write_text("{")
-    with pytest.raises(ValueError, match="model/config.json: .*line 1"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "line 1"),
+        ("[" * 100_000, "brackets within brackets, too deep to be a card"),
+        (None, "cannot convert float infinity to integer"),
+    ],
+)
+def test_a_card_that_cannot_be_is_named(folder, text, message):
+    if text is None:
+        ranges = {"cell_sizes": [1, float("inf")], "number_densities": [0.1, 0.2]}
+        rewrite(folder, lambda values: values.update(ranges=ranges))
+    else:
+        (folder / CONFIG).write_text(text)
+    with pytest.raises(ValueError, match=f"model/config.json: .*{message}"):
         read_card(folder)
 
 
@@ -287,9 +299,18 @@ def test_provenance_and_sizes_that_cannot_be(folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**card, "provenance": [1]}))
     with pytest.raises(ValueError, match=r"config.json: provenance must be a mapping, got \[1\]"):
         read_card(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({**card, "model": {**card["model"], "ff_dim": 10**14}}))
-    with pytest.raises(ValueError, match=r"config.json: no such model can be made"):
-        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"ff_dim": 10**14}, {"num_layers": 1000}, {"embedding_dim": [10**6] * 2}, {"value_pe_dist_real": 10**9}],
+)
+def test_a_model_far_larger_than_its_weights_is_refused_before_memory_is_taken(folder, sizes):
+    rewrite(folder, lambda values: values["model"].update(sizes))
+    with pytest.raises(
+        ValueError, match=r"config.json: no such model can be made: it has \d+ numbers or more, its w"
+    ):
+        load_model(folder)
 
 
 def test_weights_of_a_training_that_diverged_are_refused(folder, tmp_path):

@@ -226,7 +226,8 @@ def test_the_way_back_needs_no_options(tmp_path):
 
 REFUSED = [
     ({"model.encoder.layers.1.linear1.weight": torch.zeros(3, 3)}, "layers.1.linear1.weight' have the shape (3, 3)"),
-    ({"model.encoder.layers.9.linear1.weight": torch.zeros(3, 3)}, "lack 'encoder.layers."),
+    ({"model.encoder.layers.9.linear1.weight": torch.zeros(3, 3)}, "have none of layer 2, but of layer 9"),
+    ({f"model.encoder.layers.{10**9}.linear1.weight": torch.zeros(3, 3)}, f"none of layer 2, but of layer {10**9}"),
     ({"model.extra.weight": torch.zeros(3)}, "hold 'extra.weight', which this architecture lacks"),
     ({"other.weight": torch.zeros(3)}, "'other.weight' is under none of model., swa_model.module., "),
     ({"target_mean": torch.zeros(3)}, "'target_mean' holds 3 numbers for 1 targets"),
@@ -243,6 +244,24 @@ def test_a_file_of_another_shape_is_refused_and_nothing_is_written(more, message
     assert main(["convert", str(file), str(tmp_path / "ours"), *options(vectors.config)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--scale_real", "1000"], "the reach of attention, must be at most 100 Å, got"),
+        (["--num_layers", "1000"], "numbers or more, its weights are"),
+        (["--num_layers", str(10**9)], "num_layers must be at most 1000, got 1000000000"),
+    ],
+    ids=str,
+)
+def test_a_model_that_no_machine_computes_is_refused(more, message, tmp_path, capsys):
+    vectors = golden.load("real_k16")
+    file, _ = checkpoint(vectors, tmp_path / "theirs.ckpt")
+    assert main(["convert", str(file), str(tmp_path / "ours"), *options(vectors.config), *more]) == 2
+    error = capsys.readouterr().err
+    assert f"{file}: " in error and message in error and error.count("\n") == 1
     assert not (tmp_path / "ours").exists()
 
 
