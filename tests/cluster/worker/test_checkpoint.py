@@ -135,7 +135,7 @@ def test_other_versions_are_refused_by_name(folder, version):
         read_checkpoint(folder)
 
 
-@pytest.mark.parametrize("content", ["[]", "7", '"text"', "{}"])
+@pytest.mark.parametrize("content", ["[]", "7", '"text"', "{}", "[" * 100_000])
 def test_json_that_is_no_record_is_refused(folder, content):
     (folder / STATE).write_text(content)
     with pytest.raises(CheckpointError):
