@@ -10,9 +10,9 @@ from importlib.util import find_spec
 
 def problem(name: str) -> str | None:
     """Why the library ``name`` cannot be used, in words that follow its name; None where it is loaded now."""
-    if find_spec(name) is None:
-        return "is not installed"
-    return None if name in sys.modules else _broken(name)
+    if sys.modules.get(name) is not None:  # asked first: torch.compile before 2.13 does not trace find_spec
+        return None
+    return "is not installed" if find_spec(name) is None else _broken(name)
 
 
 @cache
