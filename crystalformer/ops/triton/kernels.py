@@ -245,11 +245,7 @@ def query_backward_kernel(  # noqa: PLR0913 - a kernel takes its operands one by
         neighbor, distance, log_count = load_rows(
             neighbor_ptr, distance_ptr, log_count_ptr, first, row, count, ROWS > ALIGNED
         )
-        key = load_atoms(k_ptr, neighbor, columns, inside, HEADS, FEATURES, PADDED)
         value = load_atoms(v_ptr, neighbor, columns, inside, HEADS, FEATURES, PADDED)
-        squared = (distance * distance)[:, None]
-        logit = tl.sum(key * q[None, :, :], axis=2) + log_count[:, None] - squared * slope[None, :]
-        p = tl.exp2(logit - lse[None, :])
         dp = tl.sum(value * dy[None, :, :], axis=2)
         if BASES > CHUNK:
             for chunk in range(0, BASES, CHUNK):
@@ -260,6 +256,11 @@ def query_backward_kernel(  # noqa: PLR0913 - a kernel takes its operands one by
         elif BASES > 0:
             features = radial_tile(distance, basis, step, inverse)
             dp += tl.dot(features, dsums, input_precision=PRECISION)
+        # After the values are done with: both at once filled the registers.
+        key = load_atoms(k_ptr, neighbor, columns, inside, HEADS, FEATURES, PADDED)
+        squared = (distance * distance)[:, None]
+        logit = tl.sum(key * q[None, :, :], axis=2) + log_count[:, None] - squared * slope[None, :]
+        p = tl.exp2(logit - lse[None, :])
         dlogit = p * (dp - delta[None, :])
         dq += tl.sum(dlogit[:, :, None] * key, axis=0)
         dslope += tl.sum(dlogit * squared, axis=0)
