@@ -20,8 +20,8 @@ MAX_CHUNK = 64
 MAX_FEATURES = 256
 MAX_BASES = 512
 """Limits of D and K: up to here the largest, oddest and usual sizes compile without spills for A100, H100 and B200
-(test_aot.py); with operands of 16 bits, and for MI300, the default model's do. So it is with Triton 3.7; 3.6 spills up
-to 400 bytes with 16-bit operands or heads of 8 features, 3.9 spills 8 in the default forward for B200."""
+(test_aot.py); with operands of 16 bits, and for MI300, the default model's do. So it is with Triton 3.7; 3.6 spills
+up to 400 bytes with 16-bit operands or heads of 8 features, 3.9 spills 8 in the default forward for B200."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
