@@ -40,6 +40,7 @@ from crystalformer.artifact import CONFIG, WEIGHTS, batch_ends
 from data_pipeline.crystal import structure_columns
 from data_pipeline.schema import FIXED_COLUMNS, STRUCTURE_COLUMNS
 from data_pipeline.steps.execute import quiet_ray_data
+from data_pipeline.steps.store import rows_in, write_atomically, written_whole
 from data_pipeline.table import StructureTable
 from data_pipeline.text import printable
 
@@ -134,16 +135,22 @@ def _take_over(job: Screening, plan: Mapping[str, Any], *, resume: bool) -> None
     if file.is_file():
         if not resume:
             raise UserError(f"{job.parts} holds what an earlier command finished; go on with --resume, or delete it")
-        if json.loads(file.read_text(encoding="utf-8")) != plan:
+        if _read_plan(file) != plan:
             raise UserError(f"{job.parts} belongs to other inputs or another model; delete it or change --output")
         return
     try:
         job.parts.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(plan), encoding="utf-8")
-        partial.replace(file)
+        with written_whole(file) as partial:
+            partial.write_text(json.dumps(plan), encoding="utf-8")
     except OSError as error:
         raise UserError(f"output {job.output}: {error.strerror or error}") from error
+
+
+def _read_plan(file: Path) -> Any:  # noqa: ANN401 - whatever the JSON holds
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged: delete {file.parent}, and all is predicted again") from error
 
 
 def _shards(job: Screening) -> dict[int, list[Path]]:
@@ -155,16 +162,17 @@ def _shards(job: Screening) -> dict[int, list[Path]]:
 
 
 def _unfinished(job: Screening) -> set[int]:
-    """Pieces whose shards are not all there; what there is of them is deleted."""
+    """Pieces whose shards are not all there and whole; what there is of them is deleted."""
     shards = _shards(job)
     missing = set()
     for number in range(len(job.pieces)):
-        row, whole = 0, False
+        row, ended, whole = 0, False, True
         for path in shards[number]:
             _, first, count, last = path.stem.split("-")
-            whole = int(first) == row and last == "last"
+            ended = int(first) == row and last == "last"
+            whole = whole and rows_in(path) == int(count)
             row += int(count)
-        if not whole:
+        if not (ended and whole):
             missing.add(number)
             for path in shards[number]:
                 path.unlink()
@@ -353,9 +361,7 @@ class _Predict:
         for i, name in enumerate(names):
             said = said.append_column(name, pa.array(values[:, i]))
         path = self._parts / f"{number:08d}-{first:010d}-{len(rows)}-{last}.parquet"
-        partial = path.with_suffix(".partial")
-        pq.write_table(said, partial)
-        partial.replace(path)
+        write_atomically(said, path)
         return len(rows)
 
     def _predicted(self, rows: pa.Table, width: int) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.steps.ray_address import join_or_start
-from data_pipeline.steps.store import RawStore, write_atomically
+from data_pipeline.steps.store import RawStore, rows_in, write_atomically
 from data_pipeline.steps.work import process_batch
 
 Progress = Callable[[str, int, int], None]
@@ -40,7 +40,7 @@ def with_ray(store: RawStore, progress: Progress) -> Generator[pa.Table, None, N
     finished, and a run that was stopped does only the rest when it is started again. All nodes must see the staging
     folder. Tables are yielded while later ones are still worked on.
     """
-    finished = [_done(part).is_file() for part in store.parts]
+    finished = [rows_in(_done(part)) == n for part, n in zip(store.parts, store.rows, strict=True)]
     yielded, rows = 0, sum(n for n, there in zip(store.rows, finished, strict=True) if there)
     missing = [i for i, there in enumerate(finished) if not there]
     if missing:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -56,7 +58,8 @@ class RawStore:
                     progress("records read", self.num_rows, self.num_rows)
         if self.staged:
             self._spill()
-            _write_json(self.staging / _MARKER, {"rows": self.rows})
+            with written_whole(self.staging / _MARKER) as partial:
+                partial.write_text(json.dumps({"rows": self.rows}))
 
     def tables(self) -> Iterator[pa.Table]:
         """The tables in order."""
@@ -81,11 +84,18 @@ class RawStore:
         self._tables.clear()
 
     def _resume(self) -> bool:
-        """Take over the tables of an earlier run that had read its source to the end."""
+        """Take over the tables of an earlier run that had read its source to the end, if they are whole.
+
+        A machine that lost its power may have left files that are empty: the source is then read again.
+        """
         if not is_staged(self.staging):
             return False
-        self.rows = json.loads((self.staging / _MARKER).read_text())["rows"]
-        self.parts = [self.staging / f"raw-{i:05d}.parquet" for i in range(len(self.rows))]
+        rows = _rows_told(self.staging / _MARKER)
+        parts = [self.staging / f"raw-{i:05d}.parquet" for i in range(len(rows))]
+        if not rows or any(rows_in(part) != n for part, n in zip(parts, rows, strict=True)):
+            (self.staging / _MARKER).unlink()
+            return False
+        self.rows, self.parts = rows, parts
         return True
 
 
@@ -94,17 +104,43 @@ def is_staged(staging: Path) -> bool:
     return (staging / _MARKER).is_file()
 
 
-def write_atomically(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file under a temporary name, which no other attempt at it shares, then rename it."""
+def _rows_told(marker: Path) -> list[int]:
+    """The rows of every table by the marker; none where it cannot be read."""
+    try:
+        rows = json.loads(marker.read_text())["rows"]
+        return [int(n) for n in rows]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def rows_in(path: Path) -> int | None:
+    """Rows of a Parquet file; None where there is no such file, or a damaged one."""
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, pa.ArrowException):
+        return None
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary name to write under, which no other attempt at ``path`` shares; renamed to it at the end.
+
+    The content is on the disk before: after a loss of power the name would else stand for an empty file.
+    """
     partial = path.with_name(f"{path.stem}.{uuid4().hex}.partial")
-    pq.write_table(table, partial, compression="zstd")
-    partial.replace(path)
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    partial.replace(path)
+def write_atomically(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file that is whole where it has its name."""
+    with written_whole(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
 
 
 def null_mask(column: pa.ChunkedArray) -> NDArray[np.bool_]:

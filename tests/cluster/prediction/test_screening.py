@@ -14,6 +14,7 @@ import torch
 
 import cluster  # noqa: F401 - sets Ray's environment
 from cluster.cli import main
+from cluster.errors import UserError
 from cluster.prediction import inputs, screening
 from cluster.prediction.predict import Ensemble
 from data_pipeline.crystal import Crystal
@@ -235,6 +236,26 @@ def test_shards_of_other_inputs_are_refused(given, many, tmp_path, capsys):
     assert "go on with --resume, or delete it" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 2
     assert "belongs to other inputs or another model" in capsys.readouterr().err
+
+
+def test_shards_and_plans_that_a_loss_of_power_left_empty(tmp_path):
+    """A piece with such a shard is predicted again; whose shards there are only the plan tells."""
+    pieces = tuple(inputs.Piece(paths=(name,)) for name in "xyz")
+    job = screening.Screening(models=(), pieces=pieces, output=tmp_path / "o.csv", device="cpu")
+    plan = screening._plan(job, ["id"])
+    screening._take_over(job, plan, resume=False)
+    rows = pa.table({"id": ["a", "b"]})
+    for number in range(3):
+        pq.write_table(rows, job.parts / f"0000000{number}-0000000000-2-more.parquet")
+        pq.write_table(rows, job.parts / f"0000000{number}-0000000002-2-last.parquet")
+    (job.parts / "00000000-0000000000-2-more.parquet").write_bytes(b"")
+    pq.write_table(rows[:1], job.parts / "00000002-0000000002-2-last.parquet")
+    screening._take_over(job, plan, resume=True)
+    assert screening._unfinished(job) == {0, 2}
+    assert {path.name[:8] for path in job.parts.glob("*.parquet")} == {"00000001"}
+    (job.parts / "plan.json").write_bytes(b"")
+    with pytest.raises(UserError, match=r"plan.json is damaged: delete .*o\.csv\.parts, and all is predicted again"):
+        screening._take_over(job, plan, resume=True)
 
 
 def test_many_structures_need_a_file(given, many, capsys):

@@ -1,10 +1,13 @@
 """How raw tables are dealt to tasks, and that finished ones are those they should be."""
 
 import shutil
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
 from data_pipeline.sources.raw import ROWS_PER_TABLE
+from data_pipeline.steps import execute
 from data_pipeline.steps.execute import dealt, in_process, process_parts, with_ray
 from data_pipeline.steps.store import RawStore
 from tests.data_pipeline.test_prepare import ListSource, records
@@ -36,6 +39,27 @@ def test_a_finished_part_that_is_another_is_an_error(tmp_path):
         next(with_ray(store, lambda *_: None))  # all parts are finished: no Ray is needed
 
 
+def test_a_finished_part_that_a_loss_of_power_left_empty_is_made_again(tmp_path, monkeypatch):
+    import pyarrow as pa
+
+    store, made = staged(tmp_path / "s"), []
+
+    def work(store, missing, _cores):
+        for part in missing:
+            made.append(part)
+            process_parts(pa.table({"part": [part], "path": [str(store.parts[part])]}))
+            yield part
+
+    monkeypatch.setattr(execute, "_finished_parts", work)
+    monkeypatch.setattr(execute, "_ray", lambda: nullcontext(SimpleNamespace(cluster_resources=dict)))
+    first = list(with_ray(store, lambda *_: None))
+    (tmp_path / "s" / "done-00001.parquet").write_bytes(b"")
+    seen = []
+    again = list(with_ray(store, lambda *call: seen.append(call)))
+    assert made == [0, 1, 2, 1] and seen == [("structures", 16, 16)]
+    assert all(a.equals(b) for a, b in zip(first, again, strict=True))
+
+
 def test_a_part_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     import pyarrow as pa
 
@@ -50,7 +74,7 @@ def test_a_part_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(module.pq, "write_table", breaks)
     (problem,) = process_parts(pa.table({"part": [0], "path": [str(store.parts[0])]}))["problem"].to_pylist()
     assert problem.startswith("disk full (on ")
-    assert not list((tmp_path / "s").glob("done-*.parquet"))
+    assert not list((tmp_path / "s").glob("done-*"))
 
 
 def test_in_this_process_reports_progress(tmp_path):
