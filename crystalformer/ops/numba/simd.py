@@ -7,19 +7,17 @@ AVX-512, two of AVX, four of NEON. Arithmetic takes either, both operands alike.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils, config
-from numba.core.caching import IndexDataCacheFile
+from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 from numba.np.arrayobj import make_array
+
+from crystalformer.ops.numba.kept import Kept, stamp_of_code
 
 LANES = 8
 WIDE = 16
@@ -76,21 +74,10 @@ def compiled(function: Function) -> Function:
         # numba asks whether the function's own file has changed, while functions of the other files are compiled into
         # it, and names what it keeps after the function alone: one version's index, cut off before its code was
         # written, or a node with another processor and the same home would lead to code that is not meant.
-        cache, stamp = kept._cache, _stamp()
-        cache._cache_file = IndexDataCacheFile(cache._cache_path, f"{cache._impl.filename_base}-{stamp[:16]}", stamp)
+        cache, stamp = kept._cache, stamp_of_code()
+        cache._cache_file = Kept(cache._cache_path, f"{cache._impl.filename_base}-{stamp[:16]}", stamp)
     result: Function = kept
     return result
-
-
-@functools.cache
-def _stamp() -> str:
-    """What this package's files hold and what processor they are compiled for, as one number."""
-    processor = (
-        config.CPU_NAME or binding.get_host_cpu_name(),
-        config.CPU_FEATURES or binding.get_host_cpu_features().flatten(),
-    )
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join([repr(processor).encode(), *(file.read_bytes() for file in files)])).hexdigest()
 
 
 def inlined(function: Function) -> Function:
