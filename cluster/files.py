@@ -33,6 +33,14 @@ def write_text(path: str | Path, text: str) -> None:
         raise
 
 
+def settle(folder: Path) -> None:
+    """Have the content of all files of a folder on the disk: after a power cut none is there by its name alone."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping of a YAML file; an empty file is an empty one.
 

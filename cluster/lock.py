@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cluster.log import say
+from data_pipeline.lock import NO_LOCKS
 
 POLL_SECONDS = 1.0
 
 LOST_SECONDS = 120.0
 """A file server lets go of the locks of a machine that has died within this."""
-
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems without locks answer."""
 
 
 class InUseError(Exception):
@@ -32,12 +30,15 @@ def locked(file: Path, *, patience: float = 0.0) -> Iterator[None]:
     locks or nothing can be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+") as stream:
-        deadline = time.monotonic() + patience
-        while not _taken(stream.fileno()):
-            if time.monotonic() >= deadline:
-                raise InUseError(str(file))
-            time.sleep(POLL_SECONDS)
+    deadline = time.monotonic() + patience
+    with ExitStack() as stack:
+        handle = -1
+        while handle < 0 or not _is_there(handle, file):  # its last holder may have deleted it
+            handle = stack.enter_context(file.open("a+")).fileno()
+            while not _taken(handle):
+                if time.monotonic() >= deadline:
+                    raise InUseError(str(file))
+                time.sleep(POLL_SECONDS)
         yield
 
 
@@ -56,6 +57,14 @@ def claimed(file: Path, *, patient: bool) -> Iterator[None]:
                 raise
             say(f"warning: {file.parent} has no file locks: see that no other process writes there")
         yield
+
+
+def _is_there(handle: int, file: Path) -> bool:
+    """Whether an open file is still the one of that name: others would make and lock a new one."""
+    try:
+        return os.path.samestat(os.fstat(handle), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _taken(handle: int) -> bool:

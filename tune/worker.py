@@ -30,6 +30,7 @@ from ray import tune as ray_tune
 from ray.exceptions import RayError
 
 from cluster.data.feed import TargetScaling
+from cluster.files import settle
 from cluster.run.report import METRICS_FILE, json_ready, read_metrics
 from cluster.run.storage import RunStore
 from cluster.settings.config import CONFIG_FILE, TrainConfig, save_yaml
@@ -90,6 +91,7 @@ class TrialHost:
         """Copy into the trial's folder; it appears there when it is whole."""
         partial = Path(tempfile.mkdtemp(dir=self._folder, prefix=PARTIAL))
         shutil.copytree(folder, partial, dirs_exist_ok=True)
+        settle(partial)  # the one before it is dropped next
         partial.rename(self._folder / name)
         return ray.train.Checkpoint.from_directory(str(self._folder / name))
 

@@ -50,7 +50,7 @@ def _prefix(path: Path) -> str:
 def _sweep(path: Path) -> None:
     """Delete what writers of ``path`` that were killed have left, once nothing was written there for a day."""
     for left in path.parent.glob(glob.escape(_prefix(path)) + "*"):
-        with suppress(FileNotFoundError):  # another writer sweeps, or is done
+        with suppress(OSError):  # another writer sweeps, is done, or is another user whose files these are
             last = max(file.stat().st_mtime for file in (left, *left.iterdir()))
             if time.time() - last > LEFT_SECONDS:
                 shutil.rmtree(left)

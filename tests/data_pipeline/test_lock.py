@@ -1,5 +1,8 @@
 """A lock is held by one process at a time and goes with it."""
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 
@@ -7,6 +10,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.lock import locked
+from tests.users import as_nobody, needs_root
 
 HOLD = """
 import sys, time
@@ -45,3 +49,26 @@ def test_no_place_for_the_file(tmp_path):
         locked(tmp_path / "nowhere" / "lock"),
     ):
         pass
+
+
+def test_where_there_are_no_locks_the_user_is_told(tmp_path, monkeypatch, caplog):
+    def no_locks(handle, how):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with locked(tmp_path / "lock"):
+        pass
+    assert f"{tmp_path} has no file locks: see that no other process prepares data there" in caplog.text
+
+
+@needs_root
+def test_the_lock_of_another_user_may_be_held(tmp_path):
+    """One who may write into the folder, too, and made the file with the usual umask."""
+    (tmp_path / "lock").touch()
+    (tmp_path / "lock").chmod(0o644)
+
+    def hold():
+        with locked(tmp_path / "lock"):
+            pass
+
+    assert as_nobody(tmp_path, hold) == 0

@@ -7,12 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from cluster.data import spool
 from cluster.data.spool import MappedTable, write_table
 from cluster.errors import UserError
 from data_pipeline.crystal import structure_columns
 from data_pipeline.schema import structure_schema
 from data_pipeline.table import StructureTable
 from tests.data_pipeline.samples import HARDNESS, caesium_chloride, mixed_rock_salt, rock_salt
+from tests.users import as_nobody, needs_root
 
 CRYSTALS = [rock_salt(), mixed_rock_salt(), caesium_chloride(), mixed_rock_salt(6.0), rock_salt(6.1)] * 4
 VALUES = [None if i % 7 == 3 else 0.5 * i for i in range(len(CRYSTALS))]
@@ -134,3 +136,12 @@ def test_what_killed_writers_left_is_swept_after_a_day(table, tmp_path):
         os.utime(path, (long_ago, long_ago))
     write_table(tmp_path / "t.arrow", table.schema, [table], {})
     assert sorted(os.listdir(tmp_path)) == [".t.arrow.abc", ".u.arrow.4711", "t.arrow"]
+
+
+@needs_root
+def test_what_another_user_is_writing_is_let_be(tmp_path):
+    theirs = tmp_path / ".t.arrow.abc"
+    theirs.mkdir(0o700)
+    (theirs / "0.data").touch()
+    assert as_nobody(tmp_path, lambda: spool._sweep(tmp_path / "t.arrow")) == 0
+    assert (theirs / "0.data").exists()
