@@ -39,6 +39,7 @@ from data_pipeline.steps.reduce import SYMPREC
 from data_pipeline.steps.store import PART_FIELD, RawStore, is_staged
 from data_pipeline.steps.work import WORK_VERSION
 from data_pipeline.steps.write import DatasetWriter
+from data_pipeline.table import FINGERPRINT_KEY
 from data_pipeline.text import printable, readable
 
 Executor = Literal["auto", "process", "ray"]
@@ -108,7 +109,7 @@ def prepare_from(
         except OSError as error:
             goes_on = "; started again, it goes on from there" if is_staged(job.staging) else ""
             raise DataError(f"data set {info.name}: {error}{goes_on}") from error
-    return replace(load_prepared(data_dir, info.name), reused=False)
+        return replace(load_prepared(data_dir, info.name), reused=False)  # before another command prepares it anew
 
 
 def _ready(data_dir: Path, name: str, wanted: str, *, strict: bool) -> PreparedDataset | None:
@@ -221,7 +222,7 @@ class _Job:
     ) -> dict[str, Any]:
         problems = dict(plan.problems)
         start = 0
-        metadata = {NAME_KEY: self.info.name, "crystalformer.fingerprint": self.fingerprint}
+        metadata = {NAME_KEY: self.info.name, FINGERPRINT_KEY: self.fingerprint}
         with DatasetWriter(out, self.source.targets, metadata) as writer:
             for table in processed:
                 found = enumerate(table.column("problem").to_pylist(), start=start)

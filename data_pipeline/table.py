@@ -20,6 +20,9 @@ from data_pipeline.crystal import fixed_values, list_values, one_chunk
 from data_pipeline.errors import DataError
 from data_pipeline.schema import FIXED_COLUMNS, check_columns, check_schema
 
+FINGERPRINT_KEY = "crystalformer.fingerprint"
+"""In the metadata of every Parquet file of a prepared data set: the fingerprint of the preparation that made it."""
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -162,27 +165,52 @@ def read_table(folder: Path, targets: Sequence[str] = ()) -> pa.Table:
     return pa.concat_tables(parts).combine_chunks()
 
 
-def read_pieces(folder: Path, rows: int = 8192) -> Iterator[pa.Table]:
+def read_pieces(folder: Path, rows: int = 8192, fingerprint: str | None = None) -> Iterator[pa.Table]:
     """The same with all columns, in order and at most ``rows`` at a time: of a split that memory need not hold."""
-    for file in checked_files(folder):
-        with pq.ParquetFile(file) as reader:
+    for file in checked_files(folder, fingerprint=fingerprint):
+        with _opened(file) as reader:
+            _check_preparation(reader.schema_arrow, file, fingerprint)  # of what is read: it may have been replaced
             for batch in reader.iter_batches(batch_size=rows):
                 yield pa.Table.from_batches([batch])
 
 
-def checked_files(folder: Path, targets: Sequence[str] = ()) -> list[Path]:
-    """The Parquet files of a folder, every one a structure table with ``targets``. Raises DataError."""
+def checked_files(folder: Path, targets: Sequence[str] = (), fingerprint: str | None = None) -> list[Path]:
+    """The Parquet files of a folder, every one a structure table with ``targets``. Raises DataError.
+
+    fingerprint: of the preparation that has to have made them; files that name none may be of any.
+    """
     files = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
     if not files:
         raise DataError(f"{folder}: no Parquet files; prepare the data set first")
     for file in files:
-        try:
-            schema = pq.read_schema(file)
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{file}: not a Parquet file: {error}") from error
+        with _opened(file) as reader:
+            schema = reader.schema_arrow
         check_schema(schema, str(file))
+        _check_preparation(schema, file, fingerprint)
         check_columns(schema, str(file), targets)
     return files
+
+
+def _opened(file: Path) -> pq.ParquetFile:
+    """Raises DataError where it is no Parquet file, or has gone since the folder was listed."""
+    try:
+        return pq.ParquetFile(file)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{file}: not a Parquet file: {error}") from error
+    except FileNotFoundError as error:
+        raise DataError(_anew(file)) from error
+
+
+def _check_preparation(schema: pa.Schema, file: Path, fingerprint: str | None) -> None:
+    """Splits of two preparations may share crystals, so that a model would be tested on what it was trained on."""
+    found = (schema.metadata or {}).get(FINGERPRINT_KEY.encode())
+    if fingerprint and found and found != fingerprint.encode():
+        raise DataError(_anew(file))
+
+
+def _anew(file: Path) -> str:
+    name = file.parent.parent.name
+    return f"{file}: data set {name!r} was prepared anew while this run began: start again"
 
 
 class _DisorderColumn:

@@ -7,7 +7,7 @@ layer, worker and later run (a list of 12 atoms within 11.9 Å takes about 0.3 m
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 
 from cluster.data.spool import MappedTable, write_table
+from cluster.errors import UserError
 from crystalformer.batch import PackedShells
 from crystalformer.neighbors import Shells, find_shells
 from data_pipeline.schema import STRUCTURE_COLUMNS
@@ -156,10 +157,20 @@ def cached_shells(
     """
     path = shells_file(folder, split, radius)
     identity = {"format": FORMAT, "data": fingerprint, "rows": str(structures.num_rows)}
+    return cached_table(path, identity, SCHEMA, _found(structures, radius, progress or _silent, ray_from))
+
+
+def cached_table(path: Path, identity: Mapping[str, str], schema: pa.Schema, pieces: Iterable[pa.Table]) -> pa.Table:
+    """The table of ``path`` where it was written with ``identity``, else made of ``pieces`` now; memory-mapped.
+
+    UserError where it cannot be written, or another run put the file of other data there at once.
+    """
     ready = MappedTable.matching(path, identity)
     if ready is None:
-        write_table(path, SCHEMA, _found(structures, radius, progress or _silent, ray_from), identity)
-        ready = MappedTable(path)
+        write_table(path, schema, pieces, identity)
+        ready = MappedTable.matching(path, identity)
+    if ready is None:
+        raise UserError(f"{path}: replaced by the file of another run: its data were prepared anew: start again")
     return ready.table
 
 

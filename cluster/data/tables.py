@@ -25,8 +25,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.data.shells import RAY_FROM_SECONDS, SHELLS_FOLDER, Progress, cached_shells, shells_file
-from cluster.data.spool import MappedTable, write_table
+from cluster.data.shells import RAY_FROM_SECONDS, SHELLS_FOLDER, Progress, cached_shells, cached_table, shells_file
+from cluster.data.spool import MappedTable
+from cluster.errors import UserError
 from data_pipeline.prepared import PreparedDataset
 from data_pipeline.splits import SPLITS as SPLITS
 from data_pipeline.table import StructureTable, checked_files, read_pieces
@@ -77,16 +78,29 @@ class SharedTables:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TablesOnDisk:
-    """A split that exceeds the limit (bytes): read from its files as it is used."""
+    """A split that exceeds the limit (bytes): read from its files as it is used.
+
+    data: the fingerprint that the files name; None where they name none.
+    """
 
     structures: Path
     shells: Path
     limit: int
+    data: str | None = None
 
     def fetch(self) -> SplitTables:
-        """The tables, mapped from disk. UserError where this node does not see the files."""
+        """The tables, mapped from disk. UserError where this node does not see the files, or they are others now."""
         maps = (MappedTable(self.structures), MappedTable(self.shells))
+        for path, mapped in zip((self.structures, self.shells), maps, strict=True):
+            if self.data is not None and _data_of(mapped.table) != self.data:
+                raise UserError(f"{path}: of other rows than this run began with: its data were prepared anew")
         return SplitTables(structures=maps[0].table, shells=maps[1].table, maps=maps, limit=self.limit)
+
+
+def _data_of(table: pa.Table) -> str | None:
+    """The fingerprint of the prepared data that a table was made from, as its file says."""
+    found = (table.schema.metadata or {}).get(b"data")
+    return None if found is None else str(found, "utf-8")
 
 
 def _joined(references: Any) -> pa.Table:  # noqa: ANN401 - a list of Ray's object references
@@ -106,7 +120,8 @@ def open_split(
 ) -> SplitTables:
     """A split and its shells within ``radius`` Å, memory-mapped; files are made on first use (``cached_shells``).
 
-    Raises DataError where the split lacks a target, UserError where the files cannot be written.
+    Raises DataError where the split lacks a target or was prepared anew since, UserError where the files cannot be
+    written.
     """
     structures = cached_structures(dataset, split, targets)
     everything = StructureTable.from_arrow(structures, (), str(dataset.split_path(split)))
@@ -142,13 +157,10 @@ def _cache_folder(path: Path, fingerprint: str) -> Path:
 def cached_structures(dataset: PreparedDataset, split: str, targets: Sequence[str]) -> pa.Table:
     """The Parquet files of a split as one Arrow file beside its shells, memory-mapped. DataError, UserError."""
     folder = dataset.split_path(split)
-    files, path = checked_files(folder, targets), structures_file(dataset, split)
+    files, path = checked_files(folder, targets, dataset.fingerprint), structures_file(dataset, split)
     identity = {"format": STRUCTURES_FORMAT, "data": dataset.fingerprint}
-    ready = MappedTable.matching(path, identity)
-    if ready is None:
-        write_table(path, pq.read_schema(files[0]), read_pieces(folder), identity)
-        ready = MappedTable(path)
-    return ready.table
+    pieces = read_pieces(folder, fingerprint=dataset.fingerprint)
+    return cached_table(path, identity, pq.read_schema(files[0]), pieces)
 
 
 def share(tables: SplitTables | SharedTables | TablesOnDisk, limit_mb: int) -> SharedTables | TablesOnDisk:
@@ -161,7 +173,8 @@ def share(tables: SplitTables | SharedTables | TablesOnDisk, limit_mb: int) -> S
     if not isinstance(tables, SplitTables):
         return tables
     if tables.num_bytes > limit_mb * BYTES_A_MB and tables.files is not None:
-        return TablesOnDisk(structures=tables.files[0], shells=tables.files[1], limit=limit_mb * BYTES_A_MB)
+        limit, data = limit_mb * BYTES_A_MB, _data_of(tables.structures)
+        return TablesOnDisk(structures=tables.files[0], shells=tables.files[1], limit=limit, data=data)
     structures = ray.data.from_arrow(tables.structures)
     shells = ray.data.from_arrow(tables.shells)
     return SharedTables(structures=structures.to_arrow_refs(), shells=shells.to_arrow_refs())

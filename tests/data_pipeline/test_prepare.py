@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,22 @@ def test_second_run_reuses_and_a_change_does_not(tmp_path):
     assert not prepare_from(source, reseeded, tmp_path).reused
     assert not prepare_from(ListSource(records(20), tag="b"), reseeded, tmp_path).reused
     assert sorted(p.name for p in tmp_path.iterdir()) == [".mine.lock", "mine"]
+
+
+def test_what_is_returned_is_what_was_made_though_another_command_waits(tmp_path, monkeypatch):
+    locked, reseeded = prepare.locked, replace(INFO, recipe=replace(INFO.recipe, seed=5))
+
+    @contextmanager
+    def awaited(path):
+        with locked(path):
+            yield
+        monkeypatch.setattr(prepare, "locked", locked)
+        prepare_from(ListSource(records(20)), reseeded, tmp_path)
+
+    monkeypatch.setattr(prepare, "locked", awaited)
+    made = prepare_from(ListSource(records(20)), INFO, tmp_path)
+    assert made.fingerprint == prepare.fingerprint(ListSource([]), INFO)
+    assert load_prepared(tmp_path, "mine").fingerprint == prepare.fingerprint(ListSource([]), reseeded)
 
 
 def test_bad_rows_are_counted_and_leave_the_others_in_their_splits(tmp_path):

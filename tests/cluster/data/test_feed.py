@@ -10,7 +10,7 @@ import torch
 from cluster.data.feed import Feed, TargetScaling
 from cluster.data.tables import open_split
 from crystalformer import CrystalBatch, Crystalformer
-from data_pipeline.table import read_table
+from data_pipeline.table import FINGERPRINT_KEY, read_table
 from tests.cluster.small import SMALL_MODEL, TARGETS
 
 CPU = torch.device("cpu")
@@ -95,6 +95,7 @@ class _Prepared:
         import pyarrow.parquet as pq
 
         self.path, self.fingerprint = path, original.fingerprint + "-holed"
+        table = table.replace_schema_metadata({**table.schema.metadata, FINGERPRINT_KEY.encode(): self.fingerprint})
         (path / "val").mkdir()
         pq.write_table(table, path / "val" / "part-0.parquet")
 

@@ -1,13 +1,31 @@
-"""Where the Arrow files of a split are kept."""
+"""Where the Arrow files of a split are kept, and that all splits of a run are of one preparation."""
 
 import os
+import shutil
 from dataclasses import replace
 
-from cluster.data.tables import open_split
+import pytest
+
+from cluster.data import shells
+from cluster.data.shells import cached_table
+from cluster.data.tables import TablesOnDisk, open_split, share
+from cluster.errors import UserError
 from cluster.log import setup_logging
+from data_pipeline import table
+from data_pipeline.errors import DataError
+from data_pipeline.own import OwnData, prepare_source
 from data_pipeline.prepare import prepare_dataset
+from data_pipeline.prepared import load_prepared
+from tests.data_pipeline.test_own import make
 
 RADIUS = 4.0
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Prepares 12 crystals as the data set "mine", split by a seed."""
+    source = make("csv", tmp_path)
+    return lambda seed: prepare_source(OwnData(path=source, name="mine", seed=seed), tmp_path / "data")
 
 
 def test_read_only_data_are_mapped_from_the_users_cache(tmp_path, monkeypatch, capsys):
@@ -28,3 +46,61 @@ def test_read_only_data_are_mapped_from_the_users_cache(tmp_path, monkeypatch, c
     assert len(made.shells) == 105 and sorted(locked.path.rglob("*")) == before
     said = f"warning: {locked.path} is read-only: structures and neighbour lists are mapped from {cache}\n"
     assert capsys.readouterr().err == said
+
+
+def test_splits_of_two_preparations_never_meet_in_a_run(prepared):
+    """A crystal of the one's test split may be in the other's training split."""
+    first = prepared(1)
+    open_split(first, "train", ["gap"], RADIUS)
+    prepared(2)
+    with pytest.raises(DataError, match=r"val/part-00000\.parquet: data set 'mine' was prepared anew while .*again$"):
+        open_split(first, "val", ["gap"], RADIUS)
+
+
+@pytest.mark.parametrize("then", ["replaced", "gone"])
+def test_a_split_that_is_replaced_once_it_was_checked_is_not_read(then, prepared, monkeypatch):
+    first, check = prepared(1), table.checked_files
+
+    def overtaken(*words, **more):
+        files = check(*words, **more)
+        if then == "replaced":
+            prepared(2)
+        else:  # as between the two steps of replacing a folder
+            shutil.rmtree(first.path)
+        return files
+
+    monkeypatch.setattr(table, "checked_files", overtaken)
+    with pytest.raises(DataError, match="data set 'mine' was prepared anew"):
+        list(table.read_pieces(first.split_path("val"), fingerprint=first.fingerprint))
+
+
+def test_a_copied_data_set_is_the_same_preparation(prepared, tmp_path):
+    first = prepared(1)
+    shutil.copytree(first.path, tmp_path / "data" / "copy")
+    copy = load_prepared(tmp_path / "data", "copy")
+    expected = open_split(first, "val", ["gap"], RADIUS)
+    assert open_split(copy, "val", ["gap"], RADIUS).structures.equals(expected.structures)
+
+
+def test_a_worker_that_starts_again_maps_the_rows_that_the_run_began_with(prepared, monkeypatch):
+    tables = open_split(prepared(1), "train", ["gap"], RADIUS)
+    monkeypatch.setattr("cluster.data.tables.BYTES_A_MB", 1)
+    shared = share(tables, 1)
+    assert isinstance(shared, TablesOnDisk)
+    assert shared.fetch().structures["material_id"].equals(tables.structures["material_id"])
+    open_split(prepared(2), "train", ["gap"], RADIUS)
+    with pytest.raises(UserError, match="of other rows than this run began with: its data were prepared anew"):
+        shared.fetch()
+
+
+def test_what_another_run_puts_in_the_place_of_a_file_is_not_taken_for_it(prepared, tmp_path, monkeypatch):
+    rows = open_split(prepared(1), "val", ["gap"], RADIUS).structures
+    write = shells.write_table
+
+    def overtaken(path, schema, pieces, identity):
+        write(path, schema, pieces, identity)
+        write(path, schema, [rows], {"data": "other"})
+
+    monkeypatch.setattr(shells, "write_table", overtaken)
+    with pytest.raises(UserError, match="replaced by the file of another run"):
+        cached_table(tmp_path / "a.arrow", {"data": "mine"}, rows.schema, [rows])
