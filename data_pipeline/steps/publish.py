@@ -28,7 +28,9 @@ _SHELLS = "shells"
 _OF_SPLIT = rf"({'|'.join(SPLITS)})-(structures|\d+\.\d+)\.arrow"
 _OURS_IN_SHELLS = re.compile(rf"{_OF_SPLIT}|\.{_OF_SPLIT}\..+")
 """Names in there; those that begin with a dot are folders of files in the making."""
-_OUR_FILES = (FILE_NAME, f".{FILE_NAME}.partial")
+_REPLACING = f".{FILE_NAME}.replacing"
+"""Lies in a folder while our files are put beside somebody else's: where that was stopped, it is ours still."""
+_OUR_FILES = (FILE_NAME, f".{FILE_NAME}.partial", _REPLACING)
 _OUR_FOLDERS = {**dict.fromkeys(SPLITS, _OURS), _SHELLS: _OURS_IN_SHELLS}
 
 
@@ -36,7 +38,7 @@ def check_target(target: Path) -> None:
     """Raises DataError where a data set cannot be put at ``target`` without losing what somebody else has there."""
     if not target.exists():
         return
-    prepared = (target / FILE_NAME).is_file()
+    prepared = any((target / name).is_file() for name in (FILE_NAME, _REPLACING))
     if not prepared and any(target.iterdir()) and not raw_pickles(target):
         raise DataError(f"{target}: exists and is not a prepared data set; choose another name or folder")
     for file in (file for split in SPLITS for file in (target / split).glob("*.parquet")):
@@ -86,6 +88,7 @@ def _is_ours(path: Path) -> bool:
 
 def _put_beside(made: Path, target: Path) -> None:
     """Replace our files one by one; the description comes last, and without it the folder is not a prepared one."""
+    (target / _REPLACING).touch()
     (target / FILE_NAME).unlink(missing_ok=True)
     for left in (target / _SHELLS).glob("*.arrow"):  # of the old data
         if _OURS_IN_SHELLS.fullmatch(left.name):
@@ -98,6 +101,7 @@ def _put_beside(made: Path, target: Path) -> None:
         for part in sorted((made / split).iterdir()):
             _move(part, folder / part.name)
     _move(made / FILE_NAME, target / FILE_NAME)
+    (target / _REPLACING).unlink()
 
 
 def _move(file: Path, to: Path) -> None:

@@ -1,5 +1,7 @@
 """A finished data set takes its place and nobody else's."""
 
+import errno
+import os
 import pickle
 import shlex
 import shutil
@@ -134,6 +136,38 @@ def test_a_process_that_is_stopped_on_the_way_leaves_no_half_data_set(moves, aga
     made = prepare_source(own(data, targets=("gap",)), data)
     assert made.sizes.train == 8 and theirs(data) == before
     assert prepare_source(own(data, targets=("gap",)), data).reused
+
+
+@pytest.mark.parametrize("folder", ["link", "empty link", "notes"])
+@pytest.mark.parametrize("moves", range(4))
+def test_where_it_was_stopped_it_is_started_again(moves, folder, tmp_path, monkeypatch):
+    """Nothing but our own marker tells then that the folder, in which no description is left, is ours."""
+    if "link" in folder:
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "mine").symlink_to(tmp_path / "disk")
+    if folder != "empty link":
+        prepared(tmp_path)
+    if folder == "notes":
+        (tmp_path / "data" / "mine" / "notes.txt").write_text("x")
+    move, done = publish._move, []
+
+    def full(file, to):
+        if len(done) == moves:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(to))
+        done.append(to)
+        move(file, to)
+
+    monkeypatch.setattr(publish, "_move", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        prepared(tmp_path, seed=2)
+    assert not is_prepared(tmp_path / "data", "mine")
+    monkeypatch.setattr(publish, "_move", move)
+    again, found = prepared(tmp_path, seed=3)
+    assert again.sizes.train == 9 and prepared(tmp_path, seed=3)[0].reused
+    parts = {f"{split}/part-00000.parquet" for split in SPLITS}
+    assert found == {"dataset.json", *parts, *(["notes.txt"] if folder == "notes" else [])}
+    assert (tmp_path / "data" / "mine").is_symlink() == ("link" in folder)
 
 
 def test_tables_of_somebody_else_are_neither_replaced_nor_read(data):
