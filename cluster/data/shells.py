@@ -156,8 +156,13 @@ def cached_shells(
     whoever finds the shells. UserError where it cannot be written.
     """
     path = shells_file(folder, split, radius)
-    identity = {"format": FORMAT, "data": fingerprint, "rows": str(structures.num_rows)}
-    return cached_table(path, identity, SCHEMA, _found(structures, radius, progress or _silent, ray_from))
+    pieces = _found(structures, radius, progress or _silent, ray_from)
+    return cached_table(path, shells_identity(fingerprint, structures.num_rows), SCHEMA, pieces)
+
+
+def shells_identity(fingerprint: str, rows: int) -> dict[str, str]:
+    """What a file of shells says that it was made from, and how."""
+    return {"format": FORMAT, "data": fingerprint, "rows": str(rows)}
 
 
 def cached_table(path: Path, identity: Mapping[str, str], schema: pa.Schema, pieces: Iterable[pa.Table]) -> pa.Table:

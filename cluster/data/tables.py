@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.data.shells import RAY_FROM_SECONDS, SHELLS_FOLDER, Progress, cached_shells, cached_table, shells_file
+from cluster.data.shells import (
+    RAY_FROM_SECONDS,
+    SHELLS_FOLDER,
+    Progress,
+    cached_shells,
+    cached_table,
+    shells_file,
+    shells_identity,
+)
 from cluster.data.spool import MappedTable
 from cluster.errors import UserError
 from data_pipeline.prepared import PreparedDataset
@@ -125,7 +133,8 @@ def open_split(
     """
     structures = cached_structures(dataset, split, targets)
     everything = StructureTable.from_arrow(structures, (), str(dataset.split_path(split)))
-    folder = _folder(dataset, shells_file(dataset.path, split, radius).name)
+    identity = shells_identity(dataset.fingerprint, everything.num_rows)
+    folder = _folder(dataset, shells_file(dataset.path, split, radius).name, identity)
     shells = cached_shells(folder, split, everything, radius, dataset.fingerprint, progress, ray_from=ray_from)
     files = (structures_file(dataset, split), shells_file(folder, split, radius))
     return SplitTables(structures=structures, shells=shells, files=files)
@@ -134,13 +143,20 @@ def open_split(
 def structures_file(dataset: PreparedDataset, split: str) -> Path:
     """Where ``cached_structures`` keeps a split."""
     name = f"{split}-structures.arrow"
-    return _folder(dataset, name) / SHELLS_FOLDER / name
+    return _folder(dataset, name, _structures_identity(dataset)) / SHELLS_FOLDER / name
 
 
-def _folder(dataset: PreparedDataset, name: str) -> Path:
-    """The folder below which the Arrow file ``name`` lies: the data set's, or another where that is read-only."""
+def _structures_identity(dataset: PreparedDataset) -> dict[str, str]:
+    return {"format": STRUCTURES_FORMAT, "data": dataset.fingerprint}
+
+
+def _folder(dataset: PreparedDataset, name: str, identity: Mapping[str, str]) -> Path:
+    """The folder below which the Arrow file ``name`` lies: the data set's, or another where that is read-only.
+
+    A file there of another ``identity``, as an earlier version's, is of no use where it cannot be replaced.
+    """
     own = dataset.path / SHELLS_FOLDER
-    if (own / name).is_file() or os.access(own if own.exists() else dataset.path, os.W_OK):
+    if os.access(own if own.exists() else dataset.path, os.W_OK) or MappedTable.matching(own / name, identity):
         return dataset.path
     return _cache_folder(dataset.path, dataset.fingerprint)
 
@@ -158,9 +174,8 @@ def cached_structures(dataset: PreparedDataset, split: str, targets: Sequence[st
     """The Parquet files of a split as one Arrow file beside its shells, memory-mapped. DataError, UserError."""
     folder = dataset.split_path(split)
     files, path = checked_files(folder, targets, dataset.fingerprint), structures_file(dataset, split)
-    identity = {"format": STRUCTURES_FORMAT, "data": dataset.fingerprint}
     pieces = read_pieces(folder, fingerprint=dataset.fingerprint)
-    return cached_table(path, identity, pq.read_schema(files[0]), pieces)
+    return cached_table(path, _structures_identity(dataset), pq.read_schema(files[0]), pieces)
 
 
 def share(tables: SplitTables | SharedTables | TablesOnDisk, limit_mb: int) -> SharedTables | TablesOnDisk:

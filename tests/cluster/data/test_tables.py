@@ -48,6 +48,24 @@ def test_read_only_data_are_mapped_from_the_users_cache(tmp_path, monkeypatch, c
     assert capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize(("module", "constant"), [("shells", "FORMAT"), ("tables", "STRUCTURES_FORMAT")])
+def test_files_of_an_earlier_version_in_read_only_data_are_made_again_elsewhere(
+    module, constant, prepared, tmp_path, monkeypatch
+):
+    data = prepared(1)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(f"cluster.data.{module}.{constant}", "0")
+        expected = open_split(data, "val", ["gap"], RADIUS)
+    before = {file: file.read_bytes() for file in (data.path / "shells").iterdir()}
+    monkeypatch.setattr(os, "access", lambda path, _mode: data.path not in (path, path.parent))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    made = open_split(data, "val", ["gap"], RADIUS)
+    elsewhere = ["shells" if file.parent == data.path / "shells" else "cache" for file in made.files]
+    assert elsewhere == (["shells", "cache"] if module == "shells" else ["cache", "shells"])
+    assert all(file.is_file() for file in made.files) and made.shells.equals(expected.shells)
+    assert {file: file.read_bytes() for file in (data.path / "shells").iterdir()} == before
+
+
 def test_splits_of_two_preparations_never_meet_in_a_run(prepared):
     """A crystal of the one's test split may be in the other's training split."""
     first = prepared(1)
