@@ -88,7 +88,7 @@ class SharedTables:
 class TablesOnDisk:
     """A split that exceeds the limit (bytes): read from its files as it is used.
 
-    data: the fingerprint that the files name; None where they name none.
+    data: the fingerprint that the files name; None where they name none. Files that name none may be of any data.
     """
 
     structures: Path
@@ -100,7 +100,7 @@ class TablesOnDisk:
         """The tables, mapped from disk. UserError where this node does not see the files, or they are others now."""
         maps = (MappedTable(self.structures), MappedTable(self.shells))
         for path, mapped in zip((self.structures, self.shells), maps, strict=True):
-            if self.data is not None and _data_of(mapped.table) != self.data:
+            if self.data is not None and _data_of(mapped.table) not in (None, self.data):
                 raise UserError(f"{path}: of other rows than this run began with: its data were prepared anew")
         return SplitTables(structures=maps[0].table, shells=maps[1].table, maps=maps, limit=self.limit)
 

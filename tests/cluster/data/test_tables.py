@@ -111,6 +111,14 @@ def test_a_worker_that_starts_again_maps_the_rows_that_the_run_began_with(prepar
         shared.fetch()
 
 
+def test_files_that_name_no_data_are_mapped_as_they_are(prepared):
+    tables = open_split(prepared(1), "val", ["gap"], RADIUS)
+    shared = TablesOnDisk(structures=tables.files[0], shells=tables.files[1], limit=1, data="mine")
+    for file, rows in zip(tables.files, (tables.structures, tables.shells), strict=True):
+        shells.write_table(file, rows.schema.remove_metadata(), [rows], {})
+    assert shared.fetch().shells.equals(tables.shells)
+
+
 def test_what_another_run_puts_in_the_place_of_a_file_is_not_taken_for_it(prepared, tmp_path, monkeypatch):
     rows = open_split(prepared(1), "val", ["gap"], RADIUS).structures
     write = shells.write_table
