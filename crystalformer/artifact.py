@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -117,9 +118,12 @@ def save_model(folder: Path, card: ModelCard, weights: Mapping[str, Tensor]) -> 
         (WEIGHTS, save(tensors)),
         (CONFIG, (json.dumps(card.to_dict(), indent=2, allow_nan=False) + "\n").encode()),
     ):
-        partial = folder / f".{name}.partial"
-        partial.write_bytes(content)
-        partial.replace(folder / name)
+        partial = folder / f".{name}.{uuid4().hex[:8]}.partial"  # another process may write one, too
+        try:
+            partial.write_bytes(content)
+            partial.replace(folder / name)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def read_card(folder: Path) -> ModelCard:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
+from cluster import lock
 from cluster.errors import UserError
 from cluster.run.report import json_ready
 from data_pipeline.text import printable, readable
@@ -28,15 +32,33 @@ def check_output(path: Path) -> None:
         raise UserError(f"output must end in {', '.join(FORMATS)}, got {str(path)!r}")
 
 
+@contextmanager
+def claimed(output: Path) -> Iterator[None]:
+    """Within, no other command makes ``output``; UserError where one does, or nothing can be written there."""
+    file = output.with_name(f".{output.name}.lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock.claimed(file, patient=False))
+        except lock.InUseError as error:
+            raise UserError(f"another command is writing {output}") from error
+        except OSError as error:
+            raise UserError(f"output {output}: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                file.unlink()  # while it is held: who takes it next looks whether it is still there
+
+
 class TableFile:
     """A file of predictions in the format of its suffix, written piece by piece; it appears when it is whole.
 
-    A context manager. UserError where it cannot be written.
+    Of two commands that write one, the later one's stays. A context manager. UserError where it cannot be written.
     """
 
     def __init__(self, path: Path, header: Sequence[str]) -> None:
         self._path, self._header = path, list(header)
-        self._partial = path.with_name(f".{path.name}.partial")
+        self._partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
         self._writer: Any = None
         self._text: Any = None
 
@@ -51,6 +73,8 @@ class TableFile:
                     self._writer = csv.writer(self._text, lineterminator="\n")
                     self._writer.writerow(self._header)
         except OSError as error:
+            with suppress(OSError):
+                self._partial.unlink()
             raise self._failed(error) from error
         return self
 
@@ -63,6 +87,8 @@ class TableFile:
             else:
                 self._writer.close()
             if kind is None:
+                with self._partial.open("rb+") as file:
+                    os.fsync(file.fileno())
                 self._partial.replace(self._path)
         except OSError as failure:
             raise self._failed(failure) from failure

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -315,7 +316,7 @@ def _write_reference(folder: Path, out: Path) -> None:
         state |= {PREFIXES[name] + key: value.clone() for key, value in to_reference(predictor.model).items()}
     if "model-swa" in folders:
         state["swa_model.n_averaged"] = torch.tensor(1)  # torch's AveragedModel, which holds theirs, asks for it
-    partial = out.with_name(f".{out.name}.partial")
+    partial = out.with_name(f".{out.name}.{uuid4().hex[:8]}.partial")  # another command may write one, too
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -153,6 +154,9 @@ def _save(figure: Figure, path: str | Path) -> None:
     """Write the picture in one step, in the format of the path's suffix."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=150, format=path.suffix.lstrip("."))
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")  # another command may write one, too
+    try:
+        figure.savefig(temporary, dpi=150, format=path.suffix.lstrip("."))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

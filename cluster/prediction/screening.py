@@ -31,7 +31,7 @@ import torch
 from cluster.data.feed import batch_of_packed
 from cluster.data.shells import SCHEMA, ShellTable, find_table_shells
 from cluster.errors import UserError
-from cluster.prediction.answers import TableFile
+from cluster.prediction.answers import TableFile, claimed
 from cluster.prediction.inputs import Found, Piece, read_piece
 from cluster.prediction.predict import NOT_FINITE, Ensemble, columns, formula, pick_device
 from cluster.prediction.seen import Seen
@@ -87,23 +87,25 @@ class Screening:
 def predict_many(job: Screening, seen: Seen, header: Sequence[str], progress: Progress, *, resume: bool) -> list[int]:
     """Predict everything that has no shard yet and write the output; gives numbers of predictions and of problems.
 
-    Problems are told on stderr. UserError where an earlier command's shards are in the way or belong to other inputs.
+    Problems are told on stderr. UserError where an earlier command's shards are in the way or belong to other inputs,
+    or another command is at work on them.
     """
     from cluster.session import ray_session
 
-    _take_over(job, _plan(job, header), resume=resume)
-    missing = _unfinished(job)
-    done = sum(piece.count for number, piece in enumerate(job.pieces) if number not in missing)
-    progress("structures", done, job.count)
-    if missing:
-        with ray_session():
-            for rows in _run(job, seen, missing):
-                done += rows
-                progress("structures", min(done, job.count), job.count)
-    if left := _unfinished(job):
-        raise RuntimeError(f"Ray Data returned without {len(left)} of {len(job.pieces)} pieces")
-    counts = _merge(job, header)
-    shutil.rmtree(job.parts)
+    with claimed(job.output):
+        _take_over(job, _plan(job, header), resume=resume)
+        missing = _unfinished(job)
+        done = sum(piece.count for number, piece in enumerate(job.pieces) if number not in missing)
+        progress("structures", done, job.count)
+        if missing:
+            with ray_session():
+                for rows in _run(job, seen, missing):
+                    done += rows
+                    progress("structures", min(done, job.count), job.count)
+        if left := _unfinished(job):
+            raise RuntimeError(f"Ray Data returned without {len(left)} of {len(job.pieces)} pieces")
+        counts = _merge(job, header)
+        shutil.rmtree(job.parts)
     return counts
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +171,20 @@ def test_saving_again_replaces_both_files_and_leaves_nothing_else(model, folder)
     save_model(folder, CARD, changed)
     assert sorted(path.name for path in folder.iterdir()) == sorted([WEIGHTS, CONFIG])
     assert torch.equal(load_model(folder).model.embedding, 2 * model.embedding)
+
+
+def test_two_that_save_into_one_folder_do_not_meet(model, folder, monkeypatch):
+    """The second begins and ends where the first has written its file and not renamed it yet."""
+    rename = Path.replace
+
+    def beset(partial, path):
+        monkeypatch.setattr(Path, "replace", rename)
+        save_model(folder, CARD, model.state_dict())
+        return rename(partial, path)
+
+    monkeypatch.setattr(Path, "replace", beset)
+    save_model(folder, CARD, model.state_dict())
+    assert sorted(path.name for path in folder.iterdir()) == sorted([WEIGHTS, CONFIG])
 
 
 def test_weights_that_share_memory_are_saved(model, tmp_path):

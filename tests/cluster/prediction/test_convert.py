@@ -1,10 +1,13 @@
 """convert: the authors' files into model folders and back, on the golden vectors' weights."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from cluster.cli import main
+from cluster.prediction import convert
 from cluster.prediction.predict import load_predictor
 from crystalformer import Crystalformer, ModelConfig, load_model
 from crystalformer.artifact import ModelCard, TargetScale, read_card, save_model
@@ -207,6 +210,20 @@ def test_a_single_model_folder_goes_there_and_back(tmp_path):
     assert before.card.model == after.card.model and before.card.targets == after.card.targets
     for name, value in before.model.state_dict().items():
         assert torch.equal(after.model.state_dict()[name], value), name
+
+
+def test_two_that_write_one_file_back_do_not_meet(tmp_path, monkeypatch):
+    """The second begins and ends where the first has written its file and not renamed it yet."""
+    ours, out, rename = write_model(tmp_path / "a"), tmp_path / "out" / "theirs.ckpt", os.replace
+
+    def beset(partial, path):
+        monkeypatch.setattr(os, "replace", rename)
+        convert._write_reference(ours, out)
+        rename(partial, path)
+
+    monkeypatch.setattr(os, "replace", beset)
+    convert._write_reference(ours, out)
+    assert list(out.parent.iterdir()) == [out]
 
 
 def test_the_way_back_needs_no_options(tmp_path):

@@ -1,5 +1,7 @@
 """Pictures: they are written, and show what they are told."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -26,6 +28,20 @@ def test_parity_has_a_panel_a_target(tmp_path):
     plot_parity(path, ["shear", "n"], UNITS, truth, truth)
     assert dark_pixels(path) < full
     assert [p.name for p in path.parent.iterdir()] == ["parity.png"]
+
+
+def test_two_that_draw_one_picture_do_not_meet(tmp_path, monkeypatch):
+    """The second begins and ends where the first has written its file and not renamed it yet."""
+    rename, told = Path.replace, (tmp_path / "parity.png", ["n"], UNITS, np.ones((5, 1)), np.ones((5, 1)))
+
+    def beset(partial, path):
+        monkeypatch.setattr(Path, "replace", rename)
+        plot_parity(*told)
+        return rename(partial, path)
+
+    monkeypatch.setattr(Path, "replace", beset)
+    plot_parity(*told)
+    assert [p.name for p in tmp_path.iterdir()] == ["parity.png"]
 
 
 def test_parity_of_one_crystal_and_of_a_constant(tmp_path):

@@ -258,6 +258,19 @@ def test_shards_and_plans_that_a_loss_of_power_left_empty(tmp_path):
         screening._take_over(job, plan, resume=True)
 
 
+def test_where_all_shards_are_there_the_output_is_all_that_is_left(tmp_path):
+    job = screening.Screening(
+        models=(), pieces=(inputs.Piece(paths=("x",)),), output=tmp_path / "o.csv", device="cpu"
+    )
+    screening._take_over(job, screening._plan(job, ["id"]), resume=False)
+    shard = pa.table({"id": ["a"], "where": ["a"], "problem": pa.array([None], pa.string())})
+    pq.write_table(shard, job.parts / "00000000-0000000000-1-last.parquet")
+    with screening.claimed(job.output), pytest.raises(UserError, match="another command is writing"):
+        screening.predict_many(job, None, ["id"], lambda *_: None, resume=True)
+    assert screening.predict_many(job, None, ["id"], lambda *_: None, resume=True) == [1, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["o.csv"]
+
+
 def test_many_structures_need_a_file(given, many, capsys):
     assert main(["predict", given[0], given[2]]) == 2
     assert "--output is needed for 118 structures" in capsys.readouterr().err
