@@ -117,9 +117,12 @@ def process_parts(parts: pa.Table) -> pa.Table:
 
 
 def quiet_ray_data() -> None:
-    """Keep Ray Data's notes off the terminal, which shows our progress; its log files have them, errors both."""
+    """Keep Ray Data's notes off the terminal, which shows our progress; its log files have them, errors both.
+
+    Of the handlers only that which Ray Data's own configuration calls its console: others are their owners'.
+    """
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if handler.get_name() == "console":
             handler.setLevel(logging.ERROR)
 
 
