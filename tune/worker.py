@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import math
 import os
 import queue
@@ -34,6 +35,7 @@ from cluster.files import settle
 from cluster.run.report import METRICS_FILE, json_ready, read_metrics
 from cluster.run.storage import RunStore
 from cluster.settings.config import CONFIG_FILE, TrainConfig, save_yaml
+from cluster.worker.checkpoint import CheckpointError, read_checkpoint
 from cluster.worker.loop import Job, Worker
 from cluster.worker.machine import Place
 from cluster.worker.monitor import Message
@@ -42,6 +44,8 @@ from cluster.worker.saving import PREFIX
 from tune.failures import of_every_trial, told, without_data
 from tune.folder import TRIALS_FOLDER
 from tune.library import TrialData
+
+_log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 20.0
 """Workers of a trial that is stopped get this long to end by themselves."""
@@ -83,6 +87,15 @@ class TrialHost:
     def checkpoints(self) -> Sequence[ray.train.Checkpoint]:
         """The one that is kept, if any."""
         return [ray.train.Checkpoint.from_directory(str(path)) for path in self._stored()]
+
+    def drop_damaged(self) -> None:
+        """Drop what cannot be read: the trial is begun anew, where a run of ``train`` leaves that to its user."""
+        for path in self._stored():
+            try:
+                read_checkpoint(path)
+            except CheckpointError as error:
+                _log.warning("a trial's checkpoint is passed over: %s", error)
+                shutil.rmtree(path)
 
     def _stored(self) -> list[Path]:
         return sorted(self._folder.glob(f"{PREFIX}*"), reverse=True)
@@ -144,6 +157,7 @@ class OneWorker:
         )
         self._leaving = False
         host = TrialHost(folder, lambda: self._leaving or stopping())
+        host.drop_damaged()
         worker = Worker(config, job, Place(rank=0, world_size=1, device=device), host)
         self.history: list[Row] = list(worker.rows)
         """Rows of the epochs before the checkpoint it was resumed from."""

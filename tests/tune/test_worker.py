@@ -85,6 +85,22 @@ def test_a_trial_goes_on_from_its_checkpoint_exactly(process, settings, tmp_path
     assert np.isfinite([row[2] for row in whole]).all()
 
 
+def damaged_and_taken_up(place, settings, folder):
+    """Rows of a trial that was left; how many were taken up of its damaged checkpoint; all rows."""
+    first = begin({**settings, "epochs": 3}, folder)
+    rows = numbers(rows_of(first))
+    first.close()
+    for file in folder.glob("checkpoint-*/moments.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    again = begin({**settings, "epochs": 3}, folder)
+    return rows, len(again.history), numbers(rows_of(again))
+
+
+def test_a_trial_whose_checkpoint_is_damaged_is_begun_anew(process, settings, tmp_path):
+    ((rows, taken_up, again),) = process.run(damaged_and_taken_up, settings, tmp_path)
+    assert len(rows) == 3 and taken_up == 0 and again == rows
+
+
 def judged_and_kept(place, settings, folder):
     """Of a trial of two targets: the values and the errors by epoch, by target, and what the run itself keeps."""
     settings = {**settings, "target": ["gap", "edge"], "epochs": 15, "lr": 5e-3}
