@@ -10,7 +10,7 @@ import time
 from ray import tune as ray_tune
 from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory
 
-from cluster.driver.actors import kill_actors
+from cluster.driver.actors import give_back_reservations, kill_actors
 from tune.adapters import Ending, StudyScheduler, StudySearcher
 from tune.book import Book
 from tune.folder import Search
@@ -100,6 +100,8 @@ class Fit(threading.Thread):
             self._ended = True
             kill_actors(self._actors)
             self.join(0.5)
+        if self._ended:
+            give_back_reservations()
 
     def check(self) -> None:
         """Raise what fit raised, but for what came of ``end``."""

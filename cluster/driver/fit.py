@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.train.torch import TorchTrainer
 
-from cluster.driver.actors import kill_actors
+from cluster.driver.actors import give_back_reservations, kill_actors
 from cluster.errors import RunFailed, in_a_line
 
 END_SECONDS = 10.0
@@ -44,16 +44,19 @@ class Fit:
         return True
 
     def end(self) -> None:
-        """Give up: Ray Train's controller is killed, its workers with it.
+        """Give up: Ray Train's controller is killed, its workers with it, and their place on the cluster given back.
 
         A process that leaves Ray while a thread of it waits there is ended by Ray, whatever it still has to say.
         """
         if self._room is not None:
             ray.cancel(self._room, force=True)
+        if not self._thread.is_alive():
+            return
         deadline = time.monotonic() + END_SECONDS
         while self._thread.is_alive() and time.monotonic() < deadline:
             kill_actors(_CONTROLLER_CLASS)
             self._thread.join(0.5)
+        give_back_reservations()
 
     def result(self) -> Any:  # noqa: ANN401 - Ray's Result
         """What fit returned. RunFailed says in a line why it failed; its cause tells all."""

@@ -4,15 +4,21 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group, placement_group_table
 
 import cluster  # noqa: F401 - sets Ray's environment
+from cluster.driver.actors import actors_of
+from cluster.driver.fit import Fit
 from cluster.driver.waiting import AGAIN_SECONDS, FIRST_SECONDS, Waiting
 from cluster.settings.workers import WorkerRange
 from tests.cluster.runs import TIMEOUT, Run
@@ -132,6 +138,59 @@ def test_a_signal_while_the_workers_start_ends_the_run(free, tmp_path):
     wait_for_actor("TrainController")
     text = ended(run, signal.SIGINT)
     assert "waiting for" not in text
+
+
+@ray.remote(num_cpus=0)
+class TrainController:
+    """Reserves all of the cluster, again and again: where it is killed at any time, it is at that."""
+
+    def run(self) -> None:
+        while True:
+            placement_group([{"CPU": 1}] * 2)
+
+
+class Reserving:
+    """A trainer that has its controller reserve."""
+
+    def fit(self) -> None:
+        ray.get(TrainController.remote().run.remote())
+
+
+def groups(*states: str) -> int:
+    return sum(group["state"] in states for group in placement_group_table().values())
+
+
+def test_what_a_controller_reserves_while_it_is_killed_is_given_back(free):
+    for _ in range(3):
+        fit, before = Fit(Reserving, with_tasks=False), len(placement_group_table())
+        while len(placement_group_table()) < before + 20:
+            assert fit.under_way(0.1)
+        [controller] = actors_of("TrainController")
+        resumed = held_up(psutil.Process(controller["Pid"]))
+        fit.end()
+        assert resumed.is_set()
+        eventually(lambda: not groups("PENDING", "PREPARED", "CREATED", "RESCHEDULING"))
+    eventually(lambda: ray.available_resources().get("CPU") == 2.0)
+
+
+def held_up(process: psutil.Process) -> threading.Event:
+    """Suspend it for half a second: as on a busy machine, Ray books it as dead a while before it is."""
+    resumed = threading.Event()
+
+    def resume() -> None:
+        resumed.set()
+        process.resume()
+
+    process.suspend()
+    threading.Timer(0.5, resume).start()
+    return resumed
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + END_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_the_line_comes_again_every_few_minutes(busy):
