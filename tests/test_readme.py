@@ -82,7 +82,7 @@ def test_make_train_and_the_other_make_commands(folder):
     first, *others = MAKE
     small = f"ARGS=--storage_path {folder}/made --data_dir {folder}/made-data {QUICK}"
     done = subprocess.run(
-        [*shlex.split(first), "EPOCHS=1", small], cwd=REPOSITORY, capture_output=True, text=True, timeout=550
+        [*shlex.split(first), "EPOCHS=1", small], cwd=REPOSITORY, capture_output=True, text=True, timeout=1000
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"^test MAE    shear \d\.\d+ log10\(GPa\)", done.stdout, re.MULTILINE), done.stdout

@@ -13,7 +13,7 @@ import pytest
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 SCRIPT = re.search(r"^\$ cat \S+\.sbatch\n(.*?)^\$ sbatch ", README, re.MULTILINE | re.DOTALL)[1]
 NODES = int(re.search(r"--nodes=(\d+)", SCRIPT)[1])
-SECONDS = 30
+SECONDS = 120
 STANDS_IN = {
     "bin/scontrol": "printf 'node%s\\n' 1 2 3 4",
     "bin/getent": "echo 10.0.0.1 node1",

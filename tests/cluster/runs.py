@@ -15,7 +15,7 @@ from tests.cluster.small import SMALL
 
 EPOCHS = 20
 SETTINGS = {**SMALL, "epochs": EPOCHS, "batch_size": 64, "checkpoint_every": 2, "threads_per_worker": 1}
-TIMEOUT = 240
+TIMEOUT = 480
 
 
 class Run:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import boto3
 
-SECONDS = 60
+SECONDS = 240
 
 
 @contextmanager

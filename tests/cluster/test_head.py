@@ -16,7 +16,7 @@ from cluster.head import main
 from tests.cluster.small import SMALL
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TIMEOUT = 240
+TIMEOUT = 480
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-START_SECONDS = 90
+START_SECONDS = 240
 
 
 def free_ports(count: int) -> list[int]:

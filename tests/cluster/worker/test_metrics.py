@@ -18,7 +18,7 @@ from cluster.worker.machine import Place
 from cluster.worker.metrics import _GAUGES, STARTS, STEP_SECONDS, VALIDATION, RunMetrics
 from tests.cluster.small import SMALL
 
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 240
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def command(*words: str) -> list[str]:
 def test_every_section_of_the_gpu_benchmark(tmp_path: Path) -> None:
     report = tmp_path / "gpu.json"
     words = command("--cases", "one-atom", "--json", str(report))
-    run = subprocess.run(words, env=INTERPRETER, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    run = subprocess.run(words, env=INTERPRETER, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
     rows = json.loads(report.read_text())
     assert list(dict.fromkeys(row["section"] for row in rows)) == ["machine", *gpu.SECTIONS]
@@ -65,13 +65,13 @@ def test_a_stopped_measurement_keeps_its_rows(tmp_path: Path) -> None:
                 break
         below = psutil.Process(run.pid).children(recursive=True)
         run.send_signal(signal.SIGINT)
-        rest = run.communicate(timeout=30)[0]
+        rest = run.communicate(timeout=90)[0]
     rows = json.loads(report.read_text())
     assert [row["what"] for row in rows] == ["machine", "one-atom", "the rest"]
     assert rows[-1]["error"] == "interrupted"
     assert "| correctness | one-atom |" in rest
     assert run.returncode == 1
-    assert below and not psutil.wait_procs(below, timeout=5)[1]
+    assert below and not psutil.wait_procs(below, timeout=30)[1]
 
 
 SERVING = """
@@ -83,7 +83,7 @@ def fail():
 
 def leave_a_child_with_the_pipe():
     if os.fork() == 0:
-        time.sleep(60)
+        time.sleep(120)
     os._exit(7)
 
 tasks = [Task("first", lambda: {"ms": 1.0}), Task("second", lambda: %s), Task("third", lambda: {"ms": 3.0})]
@@ -113,21 +113,21 @@ def followed(source: str, limit: float) -> list[Row]:
 )
 def test_a_task_that_goes_wrong_costs_its_own_row(second: str, *, sound: bool, error: str) -> None:
     start = time.monotonic()
-    first, failed, third = followed(SERVING % (second, sound), 30.0)
+    first, failed, third = followed(SERVING % (second, sound), 120.0)
     assert (first, third) == ({"what": "first", "ms": 1.0}, {"what": "third", "ms": 3.0})
     assert (failed["what"], failed["passed"]) == ("second", False)
     assert failed["error"].startswith(error)
-    assert time.monotonic() - start < 20.0
+    assert time.monotonic() - start < 60.0
 
 
 def test_a_task_that_hangs_costs_the_rest_and_says_where() -> None:
     start = time.monotonic()
-    first, failed = followed(SERVING % ("time.sleep(60)", True), 1.5)
+    first, failed = followed(SERVING % ("time.sleep(120)", True), 5.0)
     assert first == {"what": "first", "ms": 1.0}
     assert (failed["what"], failed["passed"], failed["left_out"]) == ("second", False, ["third"])
     assert "were over" in failed["error"]
     assert "most recent call first" in failed["stderr"] and "in <lambda>" in failed["stderr"]
-    assert time.monotonic() - start < 10.0
+    assert time.monotonic() - start < 60.0
 
 
 def test_a_process_that_goes_on_and_has_no_time_says_what_it_left_out() -> None:

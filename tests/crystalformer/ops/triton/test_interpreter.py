@@ -31,7 +31,7 @@ def test_kernels_through_tritons_interpreter(capsys: pytest.CaptureFixture[str])
         )
         for files in ([folder / name for name in part] for part in PARTS)
     ]
-    reports = [run.communicate(timeout=500)[0] for run in runs]
+    reports = [run.communicate(timeout=1000)[0] for run in runs]
     with capsys.disabled():
         for report in reports:
             sys.stdout.write("\n" + "\n".join(report.splitlines()[-4:]))
