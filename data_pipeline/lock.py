@@ -14,8 +14,8 @@ from data_pipeline.errors import DataError
 
 _log = logging.getLogger(__name__)
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems without locks answer."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""What file systems without locks answer; the last two are one on Linux."""
 
 
 @contextmanager
