@@ -16,6 +16,8 @@ VARIABLES = {
     # Relative paths keep their meaning in workers.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # What is asked of Ray after it was left is an error, and starts no other Ray.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # Idle OpenMP threads sleep soon: longer spins are faster on idle cores and slower on busy ones. With 1000, 4000,
     # 10000, 100000: 1,630, 1,790, 1,850, 2,020 structures a second, and 960, 840, 780, 350 beside two busy programs.
     "GOMP_SPINCOUNT": "4000",

@@ -7,7 +7,8 @@ layer, worker and later run (a list of 12 atoms within 11.9 Å takes about 0.3 m
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from cluster.errors import UserError
 from crystalformer.batch import PackedShells
 from crystalformer.neighbors import Shells, find_shells
 from data_pipeline.schema import STRUCTURE_COLUMNS
-from data_pipeline.steps.execute import quiet_ray_data
+from data_pipeline.steps.ray_data import blocks_of, quiet_ray_data
 from data_pipeline.table import StructureTable
 
 IntArray = npt.NDArray[np.int64]
@@ -87,7 +88,9 @@ def _joined(parts: list[npt.NDArray[np.generic]], kind: pa.DataType) -> pa.Large
     return list_column(np.cumsum([0, *map(len, parts)]), np.concatenate(parts), kind)
 
 
-def _found(structures: StructureTable, radius: float, progress: Progress, ray_from: float) -> Iterator[pa.Table]:
+def _found(
+    structures: StructureTable, radius: float, progress: Progress, ray_from: float
+) -> Generator[pa.Table, None, None]:
     """The shells of all crystals in order: the first found here and timed; the rest by Ray Data if they are many."""
     total, done, start = structures.num_rows, 0, time.monotonic()
     for piece in _found_here(structures, 0, radius):
@@ -98,15 +101,16 @@ def _found(structures: StructureTable, radius: float, progress: Progress, ray_fr
             break
     if done == total:
         return
-    for piece in _found_by_ray(structures.arrow, done, radius):
-        yield piece
-        done += len(piece)
-        progress("neighbour lists", done, total)
+    with closing(_found_by_ray(structures.arrow, done, radius)) as pieces:
+        for piece in pieces:
+            yield piece
+            done += len(piece)
+            progress("neighbour lists", done, total)
     if done != total:
         raise RuntimeError(f"Ray Data returned the shells of {done} crystals for {total}")
 
 
-def _found_by_ray(structures: pa.Table, start: int, radius: float) -> Iterable[pa.Table]:
+def _found_by_ray(structures: pa.Table, start: int, radius: float) -> Generator[pa.Table, None, None]:
     """The shells of the rows from ``start``, in order, found all over the cluster."""
     import ray.data
 
@@ -123,8 +127,9 @@ def _found_by_ray(structures: pa.Table, start: int, radius: float) -> Iterable[p
         found = parts.map_batches(
             partial(find_table_shells, radius=radius), batch_format="pyarrow", batch_size=None, num_cpus=1
         )
-        for piece in found.iter_batches(batch_format="pyarrow", batch_size=None):
-            yield piece.cast(SCHEMA)
+        with closing(blocks_of(found)) as pieces:
+            for piece in pieces:
+                yield piece.cast(SCHEMA)
 
 
 def find_table_shells(structures: pa.Table, *, radius: float) -> pa.Table:
@@ -156,8 +161,8 @@ def cached_shells(
     whoever finds the shells. UserError where it cannot be written.
     """
     path = shells_file(folder, split, radius)
-    pieces = _found(structures, radius, progress or _silent, ray_from)
-    return cached_table(path, shells_identity(fingerprint, structures.num_rows), SCHEMA, pieces)
+    with closing(_found(structures, radius, progress or _silent, ray_from)) as pieces:
+        return cached_table(path, shells_identity(fingerprint, structures.num_rows), SCHEMA, pieces)
 
 
 def shells_identity(fingerprint: str, rows: int) -> dict[str, str]:

@@ -15,8 +15,8 @@ import os
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import chdir
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import chdir, closing
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice, pairwise
@@ -39,7 +39,7 @@ from cluster.run.storage import is_remote, local_folder
 from crystalformer.artifact import CONFIG, WEIGHTS, batch_ends
 from data_pipeline.crystal import structure_columns
 from data_pipeline.schema import FIXED_COLUMNS, STRUCTURE_COLUMNS
-from data_pipeline.steps.execute import quiet_ray_data
+from data_pipeline.steps.ray_data import blocks_of, quiet_ray_data
 from data_pipeline.steps.store import rows_in, write_atomically, written_whole
 from data_pipeline.table import StructureTable
 from data_pipeline.text import printable
@@ -98,8 +98,8 @@ def predict_many(job: Screening, seen: Seen, header: Sequence[str], progress: Pr
         done = sum(piece.count for number, piece in enumerate(job.pieces) if number not in missing)
         progress("structures", done, job.count)
         if missing:
-            with ray_session():
-                for rows in _run(job, seen, missing):
+            with ray_session(), closing(_run(job, seen, missing)) as written:
+                for rows in written:
                     done += rows
                     progress("structures", min(done, job.count), job.count)
         if left := _unfinished(job):
@@ -201,7 +201,7 @@ def _merge(job: Screening, header: Sequence[str]) -> list[int]:
 # On the cluster -----------------------------------------------------------------------------------------------------
 
 
-def _run(job: Screening, seen: Seen, missing: set[int]) -> Iterator[int]:
+def _run(job: Screening, seen: Seen, missing: set[int]) -> Generator[int, None, None]:
     """Work off pieces; gives the rows of each shard as it is written."""
     import ray
     import ray.data
@@ -231,8 +231,9 @@ def _run(job: Screening, seen: Seen, missing: set[int]) -> Iterator[int]:
         num_cpus=share.actor_cpus,
         num_gpus=share.gpus,
     )
-    for batch in written.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
-        yield sum(batch.column("rows").to_pylist())
+    with closing(blocks_of(written)) as blocks:
+        for block in blocks:
+            yield sum(block.column("rows").to_pylist())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

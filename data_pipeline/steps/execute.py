@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.steps.ray_address import join_or_start
+from data_pipeline.steps.ray_data import blocks_of, quiet_ray_data
 from data_pipeline.steps.store import RawStore, rows_in, write_atomically
 from data_pipeline.steps.work import process_batch
 
@@ -44,8 +45,11 @@ def with_ray(store: RawStore, progress: Progress) -> Generator[pa.Table, None, N
     yielded, rows = 0, sum(n for n, there in zip(store.rows, finished, strict=True) if there)
     missing = [i for i, there in enumerate(finished) if not there]
     if missing:
-        with _ray() as ray:
-            for part in _finished_parts(store, missing, int(ray.cluster_resources().get("CPU", 1))):
+        with (
+            _ray() as ray,
+            closing(_finished_parts(store, missing, int(ray.cluster_resources().get("CPU", 1)))) as parts,
+        ):
+            for part in parts:
                 finished[part] = True
                 rows += store.rows[part]
                 progress("structures", rows, store.num_rows)
@@ -68,7 +72,7 @@ def _finished_table(store: RawStore, part: int) -> pa.Table:
     return table
 
 
-def _finished_parts(store: RawStore, missing: Sequence[int], cores: int) -> Iterator[int]:
+def _finished_parts(store: RawStore, missing: Sequence[int], cores: int) -> Generator[int, None, None]:
     """Have Ray Data work on the parts ``missing``; their numbers as they are finished, in any order.
 
     Raises OSError where one cannot be read or written.
@@ -84,12 +88,14 @@ def _finished_parts(store: RawStore, missing: Sequence[int], cores: int) -> Iter
     data.context.enable_progress_bars = False
     # One core a task: Ray then sets OMP_NUM_THREADS to 1 for it, and no task waits for another's threads.
     work = data.map_batches(process_parts, batch_format="pyarrow", batch_size=None, num_cpus=1)
-    blocks: Iterable[pa.Table] = work.iter_batches(batch_format="pyarrow", batch_size=None)
-    for block in blocks:
-        for part, problem in zip(block.column("part").to_pylist(), block.column("problem").to_pylist(), strict=True):
-            if problem is not None:
-                raise OSError(problem)
-            yield part
+    with closing(blocks_of(work)) as blocks:
+        for block in blocks:
+            for part, problem in zip(
+                block.column("part").to_pylist(), block.column("problem").to_pylist(), strict=True
+            ):
+                if problem is not None:
+                    raise OSError(problem)
+                yield part
 
 
 def dealt(parts: Sequence[int], cores: int) -> Iterator[Sequence[int]]:
@@ -114,16 +120,6 @@ def process_parts(parts: pa.Table) -> pa.Table:
         except OSError as error:
             problems.append(f"{error} (on {platform.node()}; all machines of a cluster must see the data folder)")
     return parts.select(["part"]).append_column("problem", pa.array(problems, pa.string()))
-
-
-def quiet_ray_data() -> None:
-    """Keep Ray Data's notes off the terminal, which shows our progress; its log files have them, errors both.
-
-    Of the handlers only that which Ray Data's own configuration calls its console: others are their owners'.
-    """
-    for handler in logging.getLogger("ray.data").handlers:
-        if handler.get_name() == "console":
-            handler.setLevel(logging.ERROR)
 
 
 @contextmanager

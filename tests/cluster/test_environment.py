@@ -30,3 +30,12 @@ def test_what_is_of_this_machine_alone_is_judged_by_commands(address, program, e
     environment = {**kept, "RAY_ADDRESS": address}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=180)
     assert done.stdout.strip().replace('"', "'") == str(expected), done.stderr
+
+
+def test_what_comes_after_ray_was_left_starts_no_other_ray():
+    """As a thread of Ray's own may, which is still at work when a command has ended its Ray."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import cluster, ray; ray.put(1)"], capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 1
+    assert "Ray has not been started yet" in done.stderr.splitlines()[-1]
