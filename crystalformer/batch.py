@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from crystalformer.config import MAX_ATOMIC_NUMBER
+from crystalformer.equivalence import Rows, distinct_atoms, kinds
 from crystalformer.neighbors import Shells, find_shells
 
 if TYPE_CHECKING:
@@ -57,6 +58,14 @@ class Disorder:
             atomic_number=moved(self.atomic_number, device),
             occupancy=moved(self.occupancy, device),
         )
+
+    def of(self, atoms: Tensor) -> Disorder | None:
+        """The species of some of the packed atoms (R,), ascending, renumbered; None where all of them are ordered."""
+        place = torch.searchsorted(atoms, self.atom).clamp_max_(len(atoms) - 1)
+        here = atoms[place] == self.atom
+        if not bool(here.any()):
+            return None
+        return Disorder(atom=place[here], atomic_number=self.atomic_number[here], occupancy=self.occupancy[here])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,6 +110,17 @@ class PackedShells:
             count=moved(self.count, device),
         )
 
+    @classmethod
+    def of_rows(cls, rows: Rows, radius: float) -> PackedShells:
+        """From NumPy's arrays, which are kept."""
+        ptr, neighbor, distance, count = map(torch.from_numpy, (rows.ptr, rows.neighbor, rows.distance, rows.count))
+        return cls(radius=radius, ptr=ptr, neighbor=neighbor, distance=distance, count=count)
+
+    @property
+    def rows(self) -> Rows:
+        """The list as NumPy's, on the CPU."""
+        return Rows(*(t.cpu().numpy() for t in (self.ptr, self.neighbor, self.distance, self.count)))
+
 
 def _tensor(values: Any, dtype: torch.dtype) -> Tensor:  # noqa: ANN401 - anything torch.as_tensor reads
     return torch.as_tensor(values if isinstance(values, Tensor) else np.array(values), dtype=dtype)
@@ -120,6 +140,8 @@ class CrystalBatch:
 
     positions (N, 3) float64 Cartesian Å; atomic_numbers (N,) int64, 0 for a disordered site; lattice (B, 3, 3)
     float64, rows Å; sizes (B,) int64 atoms of each crystal. Geometry stays float64 whatever the model's dtype.
+    multiplicity (N,) int64: how many equivalent atoms of its cell each atom stands for, the others being left out
+    (``distinct``); None where all atoms are there.
     ``cache`` keeps what an attention backend derives from the cells (wave vectors and phases), for all layers.
     """
 
@@ -128,8 +150,10 @@ class CrystalBatch:
     lattice: Tensor
     sizes: Tensor
     disorder: Disorder | None = None
+    multiplicity: Tensor | None = None
     cache: Derived = field(default_factory=Derived, init=False, repr=False, compare=False)
     _shells: dict[float, PackedShells] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _distinct: dict[float, CrystalBatch] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     @lasting
@@ -252,8 +276,10 @@ class CrystalBatch:
             lattice=moved(self.lattice, device),
             sizes=moved(self.sizes, device),
             disorder=None if self.disorder is None else self.disorder.to(device),
+            multiplicity=None if self.multiplicity is None else moved(self.multiplicity, device),
         )
         there._shells.update((radius, shells.to(device)) for radius, shells in self._shells.items())
+        there._distinct.update((radius, batch.to(device)) for radius, batch in self._distinct.items())
         return there
 
     def attach_shells(self, shells: PackedShells) -> None:
@@ -264,11 +290,60 @@ class CrystalBatch:
 
     def shells(self, radius: float) -> PackedShells:
         """The shells within ``radius`` (Å) or more, found on first use and kept with the batch."""
-        enough = [known for known in self._shells if known >= radius]
-        if enough:
-            return self._shells[min(enough)]
+        known = self._known(radius)
+        if known is not None:
+            return known
+        if self.multiplicity is not None:
+            raise ValueError(f"shells within {radius:g} Å cannot be found of a batch's distinct atoms alone")
         self.attach_shells(self._found(radius))
         return self._shells[radius]
+
+    def _known(self, radius: float) -> PackedShells | None:
+        enough = [known for known in self._shells if known >= radius]
+        return self._shells[min(enough)] if enough else None
+
+    def distinct(self, radius: float) -> CrystalBatch:
+        """The atoms that see different crystals (equivalence.py), with their shells within ``radius`` (Å) or more.
+
+        Found on first use and kept with the batch; itself where it was made so.
+        """
+        if self.multiplicity is not None:
+            return self
+        enough = [known for known in self._distinct if known >= radius]
+        if enough:
+            return self._distinct[min(enough)]
+        self._find_distinct(self._known(radius) or self._found(radius))
+        return self._distinct[min(known for known in self._distinct if known >= radius)]
+
+    @lasting
+    def attach_distinct(self, atom: Tensor, multiplicity: Tensor, sizes: Tensor, shells: PackedShells) -> None:
+        """Hand over distinct atoms found beforehand (equivalence.py), with their shells.
+
+        atom (R,): of the packed atoms, ascending; multiplicity (R,); sizes (B,): distinct atoms of each crystal.
+        """
+        distinct = CrystalBatch(
+            positions=self.positions[atom],
+            atomic_numbers=self.atomic_numbers[atom],
+            lattice=self.lattice,
+            sizes=sizes,
+            disorder=None if self.disorder is None else self.disorder.of(atom),
+            multiplicity=multiplicity,
+        )
+        distinct.attach_shells(shells)
+        self._distinct[shells.radius] = distinct
+
+    @lasting
+    def _find_distinct(self, shells: PackedShells) -> None:
+        mixed = self.disorder
+        species = () if mixed is None else (mixed.atom, mixed.atomic_number, mixed.occupancy)
+        alike = kinds(*(t.cpu().numpy() for t in (self.atomic_numbers, *species)))
+        found = distinct_atoms(self.sizes.cpu().numpy(), alike, shells.rows)
+        atom, multiplicity, sizes = (
+            torch.from_numpy(v).to(self.device) for v in (found.atom, found.multiplicity, found.sizes)
+        )
+        self.attach_distinct(
+            atom, multiplicity, sizes, PackedShells.of_rows(found.rows, shells.radius).to(self.device)
+        )
 
     @lasting
     def _found(self, radius: float) -> PackedShells:

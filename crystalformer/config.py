@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 Backend = Literal["auto", "torch", "numba", "triton", "reference"]
 """Implementations of the attention (ops/attention.py)."""
@@ -65,6 +65,16 @@ def is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) <= sys.float_info.max  # math.isfinite raises for an int of 400 digits
+
+
+class Neighborhood(NamedTuple):
+    """What a model looks at around an atom.
+
+    radius: Å, 0 where no layer attends in real space. distinct: of atoms that see the same crystal one does for all.
+    """
+
+    radius: float
+    distinct: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,6 +238,18 @@ class ModelConfig:
         real = [layer for layer in range(self.num_layers) if self.layer_domain(layer) != "reci"]
         widest = max((self.layer_scale_real(layer) for layer in real), default=0.0)
         return self.cutoff_sigmas * widest / math.sqrt(self.gauss_lb_real)
+
+    @property
+    def neighborhood(self) -> Neighborhood:
+        """``neighbor_radius``, and whether atoms that see the same crystal are computed once (equivalence.py).
+
+        They are not where a layer attends in reciprocal space, where more than distances counts, nor where batch
+        normalization averages over atoms, nor where the largest of nearly equal atoms is taken: of their deviations
+        only the mean is nothing.
+        """
+        of_atoms = self.pre_pooling_op == "w+bn+relu" and self.norm_type == "bn"
+        distinct = self.domain == "real" and self.pooling == "avr" and not of_atoms
+        return Neighborhood(self.neighbor_radius, distinct)
 
     @property
     def wave_radius(self) -> float:

@@ -93,11 +93,17 @@ class PeriodicAttention(nn.Module):
         return self._known_frozen
 
     @torch.no_grad()
-    def freeze_statistics(self, x: Tensor, all_reduce: AllReduce | None = None) -> None:
-        """Set s and t from the features x (N, model_dim) of the first training batch, over all workers and heads."""
+    def freeze_statistics(
+        self, x: Tensor, all_reduce: AllReduce | None = None, multiplicity: Tensor | None = None
+    ) -> None:
+        """Set s and t from the features x (N, model_dim) of the first training batch, over all workers and heads.
+
+        multiplicity (N,): how many atoms each of them stands for; None: one.
+        """
         q = self.q_proj(x).view(len(x), self.config.head_num, -1)
         a = (q * self.gauss_direction).sum(-1).double()
-        sums = torch.stack([a.sum(), a.square().sum(), a.new_tensor(float(a.numel()))])
+        times = torch.ones_like(a) if multiplicity is None else multiplicity.to(a).unsqueeze(-1).expand_as(a)
+        sums = torch.stack([(times * a).sum(), (times * a.square()).sum(), times.sum()])
         total, squares, count = (sums if all_reduce is None else all_reduce(sums)).unbind()
         mean = total / count
         variance = (squares - count * mean.square()) / (count - 1)

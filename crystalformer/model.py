@@ -22,7 +22,7 @@ class Crystalformer(nn.Module):
 
     def __init__(self, config: ModelConfig, *, backend: str = "auto") -> None:
         super().__init__()
-        self.config = config
+        self.config, self._backend, self._around = config, backend, config.neighborhood
         self.embedding = nn.Parameter(torch.empty(MAX_ATOMIC_NUMBER, config.model_dim))
         nn.init.normal_(self.embedding, std=config.model_dim**-0.5 * (9 * config.num_layers) ** -0.25)
         self.blocks = nn.ModuleList(EncoderBlock(config, layer, backend) for layer in range(config.num_layers))
@@ -49,7 +49,7 @@ class Crystalformer(nn.Module):
         if not torch.compiler.is_compiling():
             if self.training and not self.frozen:
                 self.freeze_statistics(batch)
-            self._find_neighbors(batch)
+        batch = self._seen(batch)
         x = self.embed(batch)
         for block in self.blocks:
             x = block(x, batch)
@@ -58,9 +58,9 @@ class Crystalformer(nn.Module):
 
     def prepare(self, batch: CrystalBatch) -> CrystalBatch:
         """The batch, with neighbour lists and plans made: after this, ``forward`` is nothing but tensors."""
-        self._find_neighbors(batch)
+        seen = self._seen(batch)
         for block in self.blocks:
-            block.attention.prepare(batch)  # type: ignore[union-attr, operator]
+            block.attention.prepare(seen)  # type: ignore[union-attr, operator]
         return batch
 
     @lasting
@@ -70,7 +70,7 @@ class Crystalformer(nn.Module):
         Sends two made-up atoms through the blocks, there and back; no weight, gradient or statistic changes.
         """
         batch = CrystalBatch.from_arrays([[0.0, 0.0, 0.0], [1.5, 1.5, 1.5]], [1, 1], 3.0 * torch.eye(3)[None], [2])
-        batch = self.prepare(batch.to(self.embedding.device))
+        batch = self._seen(self.prepare(batch.to(self.embedding.device)))
         x = first = self.embed(batch).detach().requires_grad_()
         with torch.enable_grad():
             for block in self.blocks:
@@ -102,16 +102,25 @@ class Crystalformer(nn.Module):
         In distributed training ``batch`` is this worker's part of the global first batch and ``all_reduce`` sums a
         tensor over the workers; all of them then hold the same numbers.
         """
-        self._find_neighbors(batch)
+        batch = self._seen(batch)
         x = self.embed(batch)
         for block in self.blocks:
-            block.attention.freeze_statistics(x, all_reduce)  # type: ignore[union-attr, operator]
+            block.attention.freeze_statistics(x, all_reduce, batch.multiplicity)  # type: ignore[union-attr, operator]
             x = block(x, batch)
 
-    def _find_neighbors(self, batch: CrystalBatch) -> None:
-        """Shells for the widest layer, so that all layers share one list; none where no layer needs any."""
-        if self.config.neighbor_radius > 0:
-            batch.shells(self.config.neighbor_radius)
+    def _seen(self, batch: CrystalBatch) -> CrystalBatch:
+        """The atoms that the blocks work on, with shells for the widest layer, so that all layers share one list.
+
+        Of equivalent atoms one, but for the reference backend, which is the equation written down.
+        """
+        radius, distinct = self._around
+        if distinct and self._backend != "reference":
+            return batch.distinct(radius)
+        if batch.multiplicity is not None:
+            raise ValueError("batch must hold all atoms of its crystals for this model, not the distinct ones alone")
+        if radius > 0 and self._backend != "reference":
+            batch.shells(radius)
+        return batch
 
     def load_reference_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load weights under the authors' keys (reference_keys.py); KeyError or ValueError name what does not fit."""
@@ -122,9 +131,13 @@ class Crystalformer(nn.Module):
     def _pool(self, x: Tensor, batch: CrystalBatch) -> Tensor:
         """(B, F) mean or maximum of x (N, F) over each crystal's atoms."""
         if self.config.pooling == "avr":
+            times = torch.ones_like(x[:, :1]) if batch.multiplicity is None else batch.multiplicity[:, None].to(x)
             # Not index_add: on a GPU that adds atomically, in any order.
-            total = torch.segment_reduce(x, "sum", lengths=batch.sizes, axis=0, unsafe=True)
-            return total / batch.sizes.unsqueeze(-1).to(x)
+            total, cell = (
+                torch.segment_reduce(values, "sum", lengths=batch.sizes, axis=0, unsafe=True)
+                for values in (x * times, times)
+            )
+            return total / cell
         atoms = batch.crystal.unsqueeze(-1).expand(-1, x.shape[1])
         empty = x.new_zeros(batch.num_crystals, x.shape[1])
         return empty.scatter_reduce(0, atoms, x, "amax", include_self=False)

@@ -22,6 +22,7 @@ import ray
 from cluster.data.feed import TargetScaling
 from cluster.data.shells import SCHEMA, flatten, list_column
 from cluster.data.tables import BYTES_A_MB, SharedTables, SplitTables, TablesOnDisk, open_split, share
+from crystalformer.config import Neighborhood
 from data_pipeline.prepared import PreparedDataset
 from data_pipeline.table import StructureTable
 
@@ -65,7 +66,8 @@ def within(shells: pa.Table, radius: float) -> pa.Table:
     for name in ("neighbor", "distance", "count"):
         _, values = flatten(shells.column(name))
         columns.append(list_column(kept_before[starts], values[keep], SCHEMA.field(name).type.value_type))
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+    atoms_as_they_are = [shells.column(name) for name in ("atom", "multiplicity")]
+    return pa.Table.from_arrays([*columns, *atoms_as_they_are], schema=SCHEMA)
 
 
 class Tables:
@@ -75,32 +77,33 @@ class Tables:
         """``base_radius``: Å, of the settings as given. ``limit_mb``: a split above it is read from disk."""
         self._dataset, self._targets, self._limit_mb = dataset, targets, limit_mb
         self._base_radius = base_radius
-        self._opened: dict[float, dict[str, SplitTables]] = {}
-        self._shared: OrderedDict[float, dict[str, SharedTables | TablesOnDisk]] = OrderedDict()
+        self._opened: dict[Neighborhood, dict[str, SplitTables]] = {}
+        self._shared: OrderedDict[Neighborhood, dict[str, SharedTables | TablesOnDisk]] = OrderedDict()
         self._structures: dict[str, Any] = {}
-        self._locks: dict[float, threading.Lock] = {}
+        self._locks: dict[Neighborhood, threading.Lock] = {}
         self._lock = threading.Lock()
         self._scalings: dict[str, TargetScaling] = {}
         self.requests, self.found = 0, 0
 
-    def data(self, radius: float, normalize: str) -> TrialData:
-        """Everything for a trial whose lists reach ``radius`` Å and whose targets are normalized in that way."""
-        opened, found = self._open(grid_radius(radius, self._base_radius))
+    def data(self, around: Neighborhood, normalize: str) -> TrialData:
+        """Everything for a trial that looks at that ``around`` its atoms and normalizes targets in that way."""
+        radius = around.radius
+        opened, found = self._open(around._replace(radius=grid_radius(radius, self._base_radius)))
         with self._lock:
             self.requests += 1
             self.found += found
-            tables, whole = self._cut(opened, radius)
+            tables, whole = self._cut(opened, around)
             scaling = self._scaling(opened["train"], normalize)
         reach = grid_radius(radius, self._base_radius) if whole else radius
         return TrialData(tables=tables, radius=reach, scaling=scaling)
 
-    def _open(self, radius: float) -> tuple[dict[str, SplitTables], bool]:
+    def _open(self, around: Neighborhood) -> tuple[dict[str, SplitTables], bool]:
         """The splits with their lists within a radius of the grid, and whether they had to be found just now."""
         with self._lock:
-            lock = self._locks.setdefault(radius, threading.Lock())
+            lock = self._locks.setdefault(around, threading.Lock())
         with lock:
-            if radius in self._opened:
-                return self._opened[radius], False
+            if around in self._opened:
+                return self._opened[around], False
             found = threading.Event()  # progress is not called for lists that lie there already
 
             def note(_what: str, _done: int, _total: int) -> None:
@@ -108,28 +111,28 @@ class Tables:
 
             # Trials hold the cluster's CPUs while they wait for this, so Ray Data's tasks would never get one.
             opened = {
-                split: open_split(self._dataset, split, self._targets, radius, note, ray_from=math.inf)
+                split: open_split(self._dataset, split, self._targets, around, note, ray_from=math.inf)
                 for split in TRIAL_SPLITS
             }
-            self._opened[radius] = opened
+            self._opened[around] = opened
             return opened, found.is_set()
 
     def _cut(
-        self, opened: dict[str, SplitTables], radius: float
+        self, opened: dict[str, SplitTables], around: Neighborhood
     ) -> tuple[dict[str, SharedTables | TablesOnDisk], bool]:
         """The splits cut to the radius and shared; or, above the limit, whole and on disk."""
-        if radius in self._shared:
-            self._shared.move_to_end(radius)
-            return self._shared[radius], False
+        if around in self._shared:
+            self._shared.move_to_end(around)
+            return self._shared[around], False
         if any(tables.num_bytes > self._limit_mb * BYTES_A_MB for tables in opened.values()):
             return {split: share(tables, self._limit_mb) for split, tables in opened.items()}, True
         shared: dict[str, SharedTables | TablesOnDisk] = {}
         for split, tables in opened.items():
             if split not in self._structures:
                 self._structures[split] = [ray.put(tables.structures)]
-            lists = within(tables.shells, radius) if radius > 0 else tables.shells
-            shared[split] = SharedTables(structures=self._structures[split], shells=[ray.put(lists)])
-        self._shared[radius] = shared
+            shells = within(tables.shells, around.radius) if around.radius > 0 else tables.shells
+            shared[split] = SharedTables(structures=self._structures[split], shells=[ray.put(shells)])
+        self._shared[around] = shared
         while len(self._shared) > KEPT:
             self._shared.popitem(last=False)
         return shared, False

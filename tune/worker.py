@@ -359,8 +359,10 @@ class Trial(ray_tune.Trainable):
             raise without_data(error) from error
 
     def _begun(self, config: TrainConfig) -> OneWorker | ManyWorkers:
-        shared, radius = self._shared, config.model.neighbor_radius
-        data: TrialData = ray.get(shared.library.data.remote(radius, config.optim.normalize_targets))
+        shared = self._shared
+        data: TrialData = ray.get(
+            shared.library.data.remote(config.model.neighborhood, config.optim.normalize_targets)
+        )
         self._scaling = data.scaling
         if config.scale.num_workers.most > 1:
             return ManyWorkers(config, data, self._folder, shared)

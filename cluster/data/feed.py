@@ -89,7 +89,7 @@ class Feed:
         packed = self._structures.gather(rows)
         batch = batch_of_packed(packed)
         stored = rows if self._stored is None else self._stored[rows]
-        batch.attach_shells(self._shells.pack(stored, packed.sizes))
+        self._shells.attach(batch, stored)
         targets = torch.from_numpy(self._normalized[rows])
         return batch.to(device), moved(targets, device)
 

@@ -20,7 +20,9 @@ import torch
 
 from cluster.data.spool import MappedTable, write_table
 from cluster.errors import UserError
-from crystalformer.batch import PackedShells
+from crystalformer.batch import CrystalBatch, PackedShells
+from crystalformer.config import Neighborhood
+from crystalformer.equivalence import Rows, distinct_atoms, kinds
 from crystalformer.neighbors import Shells, find_shells
 from data_pipeline.schema import STRUCTURE_COLUMNS
 from data_pipeline.steps.ray_data import blocks_of, quiet_ray_data
@@ -30,7 +32,7 @@ IntArray = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many rows are done, and how many there are; not where nothing is to be done."""
 
-FORMAT = "3"
+FORMAT = "4"
 
 SHELLS_FOLDER = "shells"
 """Of a data set: what is found of its crystals, and its splits as Arrow files."""
@@ -39,6 +41,10 @@ _CHUNK = 512
 
 _PACKED_AT_ONCE = 16
 """Crystals packed before the next are looked at: their rows then stay in the second-level cache."""
+
+ATOM_SHELLS = 300
+"""Shells whose attention takes as long as an atom's linear layers: 54 µs of a step against 0.17 µs (default model,
+one core of a Xeon)."""
 
 RAY_FROM_SECONDS = 60.0
 """Seconds of one core's work left, from which Ray Data finds the shells on all cores of the cluster.
@@ -53,30 +59,59 @@ SCHEMA = pa.schema(
         pa.field("neighbor", pa.large_list(pa.int32())),
         pa.field("distance", pa.large_list(pa.float32())),
         pa.field("count", pa.large_list(pa.int16())),
+        pa.field("atom", pa.large_list(pa.int32())),
+        pa.field("multiplicity", pa.large_list(pa.int32())),
     ]
 )
-"""A row a crystal: shells of each atom (n,), then all shells (S,): atom j, Å, images."""
+"""A row a crystal: shells of each atom (n,), then all shells (S,): atom j, Å, images.
+
+Where only its distinct atoms (R,) have shells (crystalformer/equivalence.py), j is one of these, and it follows which
+atoms of the crystal they are and how many each stands for; else both lists are empty.
+"""
 
 
-def _found_here(structures: StructureTable, start: int, radius: float) -> Iterator[pa.Table]:
+def _found_here(structures: StructureTable, start: int, around: Neighborhood) -> Iterator[pa.Table]:
     for first in range(start, structures.num_rows, _CHUNK):
-        yield _find(structures, np.arange(first, min(first + _CHUNK, structures.num_rows)), radius)
+        yield _find(structures, np.arange(first, min(first + _CHUNK, structures.num_rows)), around)
 
 
-def _find(structures: StructureTable, rows: IntArray, radius: float) -> pa.Table:
+def _find(structures: StructureTable, rows: IntArray, around: Neighborhood) -> pa.Table:
     packed = structures.gather(rows)
     ends = np.cumsum(packed.sizes)
     found = [
-        find_shells(packed.positions[end - size : end], cell, radius) if radius > 0 else _no_shells(size)
+        find_shells(packed.positions[end - size : end], cell, around.radius)
+        if around.radius > 0
+        else _no_shells(size)
         for size, end, cell in zip(packed.sizes, ends, packed.lattice, strict=True)
     ]
-    columns = [
-        _joined([np.diff(s.ptr) for s in found], pa.int32()),
-        _joined([s.neighbor for s in found], pa.int32()),
-        _joined([s.distance for s in found], pa.float32()),
-        _joined([s.count for s in found], pa.int16()),
+    listed = PackedShells.pack(found, packed.sizes.tolist(), around.radius).rows
+    if not around.distinct or around.radius == 0:
+        nothing = list_column(np.zeros(len(rows) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32), pa.int32())
+        return pa.Table.from_arrays([*_list_columns(packed.sizes, listed), nothing, nothing], schema=SCHEMA)
+    mixed = packed.disorder
+    species = () if mixed is None else (mixed.site, mixed.atomic_number, mixed.occupancy)
+    atoms = distinct_atoms(packed.sizes, kinds(packed.atomic_numbers, *species), listed)
+    starts, own = _ends(atoms.sizes), atoms.atom - np.repeat(ends - packed.sizes, atoms.sizes)
+    said = [list_column(starts, values, pa.int32()) for values in (own, atoms.multiplicity)]
+    return pa.Table.from_arrays([*_list_columns(atoms.sizes, atoms.rows), *said], schema=SCHEMA)
+
+
+def _list_columns(sizes: IntArray, listed: Rows) -> list[pa.LargeListArray]:
+    """The columns of the schema's shells, from those of packed crystals of ``sizes`` atoms."""
+    atoms = _ends(sizes)
+    rows = listed.ptr[atoms]
+    neighbor = listed.neighbor - np.repeat(atoms[:-1], np.diff(rows))
+    return [
+        list_column(atoms, np.diff(listed.ptr), pa.int32()),
+        list_column(rows, neighbor, pa.int32()),
+        list_column(rows, listed.distance, pa.float32()),
+        list_column(rows, listed.count, pa.int16()),
     ]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _ends(sizes: IntArray) -> IntArray:
+    """(crystals + 1,) where each of them begins and ends."""
+    return np.concatenate([[0], np.cumsum(sizes)])
 
 
 def _no_shells(atoms: int) -> Shells:
@@ -84,16 +119,12 @@ def _no_shells(atoms: int) -> Shells:
     return Shells(ptr=np.zeros(atoms + 1, dtype=np.int64), neighbor=nothing, distance=np.zeros(0), count=nothing)
 
 
-def _joined(parts: list[npt.NDArray[np.generic]], kind: pa.DataType) -> pa.LargeListArray:
-    return list_column(np.cumsum([0, *map(len, parts)]), np.concatenate(parts), kind)
-
-
 def _found(
-    structures: StructureTable, radius: float, progress: Progress, ray_from: float
+    structures: StructureTable, around: Neighborhood, progress: Progress, ray_from: float
 ) -> Generator[pa.Table, None, None]:
     """The shells of all crystals in order: the first found here and timed; the rest by Ray Data if they are many."""
     total, done, start = structures.num_rows, 0, time.monotonic()
-    for piece in _found_here(structures, 0, radius):
+    for piece in _found_here(structures, 0, around):
         yield piece
         done += len(piece)
         progress("neighbour lists", done, total)
@@ -101,7 +132,7 @@ def _found(
             break
     if done == total:
         return
-    with closing(_found_by_ray(structures.arrow, done, radius)) as pieces:
+    with closing(_found_by_ray(structures.arrow, done, around)) as pieces:
         for piece in pieces:
             yield piece
             done += len(piece)
@@ -110,7 +141,7 @@ def _found(
         raise RuntimeError(f"Ray Data returned the shells of {done} crystals for {total}")
 
 
-def _found_by_ray(structures: pa.Table, start: int, radius: float) -> Generator[pa.Table, None, None]:
+def _found_by_ray(structures: pa.Table, start: int, around: Neighborhood) -> Generator[pa.Table, None, None]:
     """The shells of the rows from ``start``, in order, found all over the cluster."""
     import ray.data
 
@@ -125,29 +156,32 @@ def _found_by_ray(structures: pa.Table, start: int, radius: float) -> Generator[
         parts.context.execution_options.preserve_order = True
         parts.context.enable_progress_bars = False
         found = parts.map_batches(
-            partial(find_table_shells, radius=radius), batch_format="pyarrow", batch_size=None, num_cpus=1
+            partial(find_table_shells, around=around),
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=1,
         )
         with closing(blocks_of(found)) as pieces:
             for piece in pieces:
                 yield piece.cast(SCHEMA)
 
 
-def find_table_shells(structures: pa.Table, *, radius: float) -> pa.Table:
+def find_table_shells(structures: pa.Table, *, around: Neighborhood) -> pa.Table:
     """The shells of all rows of a structure table, a row each."""
     table = StructureTable.from_arrow(structures)
-    return _find(table, np.arange(table.num_rows), radius)
+    return _find(table, np.arange(table.num_rows), around)
 
 
-def shells_file(folder: Path, split: str, radius: float) -> Path:
-    """Where ``cached_shells`` keeps a split's shells within ``radius`` Å."""
-    return folder / SHELLS_FOLDER / f"{split}-{radius:.4f}.arrow"
+def shells_file(folder: Path, split: str, around: Neighborhood) -> Path:
+    """Where ``cached_shells`` keeps a split's shells."""
+    return folder / SHELLS_FOLDER / f"{split}-{around.radius:.4f}{'' if around.distinct else '-all'}.arrow"
 
 
 def cached_shells(
     folder: Path,
     split: str,
     structures: StructureTable,
-    radius: float,
+    around: Neighborhood,
     fingerprint: str,
     progress: Progress | None = None,
     *,
@@ -160,8 +194,8 @@ def cached_shells(
     ``fingerprint`` identifies the prepared data; a file made from other data is replaced. The file is the same bytes
     whoever finds the shells. UserError where it cannot be written.
     """
-    path = shells_file(folder, split, radius)
-    with closing(_found(structures, radius, progress or _silent, ray_from)) as pieces:
+    path = shells_file(folder, split, around)
+    with closing(_found(structures, around, progress or _silent, ray_from)) as pieces:
         return cached_table(path, shells_identity(fingerprint, structures.num_rows), SCHEMA, pieces)
 
 
@@ -194,15 +228,32 @@ class ShellTable:
     def __init__(self, table: pa.Table, radius: float) -> None:
         self.radius = radius
         self._rows_at, self._rows_an_atom = flatten(table.column("rows_an_atom"))
+        self._sizes: IntArray = np.diff(self._rows_at)
         self._at, self._neighbor = flatten(table.column("neighbor"))
         _, self._distance = flatten(table.column("distance"))
         _, self._count = flatten(table.column("count"))
-        self.costs: IntArray = np.diff(self._at)
-        """(crystals,) shells of each crystal: the work its attention is."""
+        _, self._atom = flatten(table.column("atom"))
+        _, self._multiplicity = flatten(table.column("multiplicity"))
+        self._lengths: IntArray = np.diff(self._at)
+        self.costs: IntArray = self._lengths + ATOM_SHELLS * self._sizes
+        """(crystals,) the work that each crystal is, in shells."""
 
-    def pack(self, rows: IntArray, sizes: IntArray) -> PackedShells:
-        """The lists of the given crystals, which have ``sizes`` atoms, for a batch in that order."""
-        lengths = self.costs[rows]
+    def attach(self, batch: CrystalBatch, rows: IntArray) -> None:
+        """Hand the lists of the given crystals to a batch of them in that order."""
+        shells = self.pack(rows)
+        if not len(self._atom):
+            batch.attach_shells(shells)
+            return
+        cuts = _slices(self._rows_at, rows)
+        sizes = self._sizes[rows]
+        first = np.repeat(_ends(batch.sizes.numpy())[:-1], sizes)
+        atom = np.concatenate([self._atom[cut] for cut in cuts]) + first
+        multiplicity = np.concatenate([self._multiplicity[cut] for cut in cuts])
+        batch.attach_distinct(torch.from_numpy(atom), torch.from_numpy(multiplicity), torch.from_numpy(sizes), shells)
+
+    def pack(self, rows: IntArray) -> PackedShells:
+        """The lists of the given crystals one after another, those of their distinct atoms where they hold these."""
+        lengths, sizes = self._lengths[rows], self._sizes[rows]
         ends = np.concatenate([[0], np.cumsum(lengths)])
         first_atom = np.cumsum(sizes) - sizes
         neighbor = np.empty(ends[-1], dtype=np.int64)

@@ -36,6 +36,7 @@ from cluster.data.shells import (
 )
 from cluster.data.spool import MappedTable
 from cluster.errors import UserError
+from crystalformer.config import Neighborhood
 from data_pipeline.prepared import PreparedDataset
 from data_pipeline.splits import SPLITS as SPLITS
 from data_pipeline.table import StructureTable, checked_files, read_pieces
@@ -121,12 +122,12 @@ def open_split(
     dataset: PreparedDataset,
     split: str,
     targets: Sequence[str],
-    radius: float,
+    around: Neighborhood,
     progress: Progress | None = None,
     *,
     ray_from: float = RAY_FROM_SECONDS,
 ) -> SplitTables:
-    """A split and its shells within ``radius`` Å, memory-mapped; files are made on first use (``cached_shells``).
+    """A split and its shells, memory-mapped; files are made on first use (``cached_shells``).
 
     Raises DataError where the split lacks a target or was prepared anew since, UserError where the files cannot be
     written.
@@ -134,9 +135,9 @@ def open_split(
     structures = cached_structures(dataset, split, targets)
     everything = StructureTable.from_arrow(structures, (), str(dataset.split_path(split)))
     identity = shells_identity(dataset.fingerprint, everything.num_rows)
-    folder = _folder(dataset, shells_file(dataset.path, split, radius).name, identity)
-    shells = cached_shells(folder, split, everything, radius, dataset.fingerprint, progress, ray_from=ray_from)
-    files = (structures_file(dataset, split), shells_file(folder, split, radius))
+    folder = _folder(dataset, shells_file(dataset.path, split, around).name, identity)
+    shells = cached_shells(folder, split, everything, around, dataset.fingerprint, progress, ray_from=ray_from)
+    files = (structures_file(dataset, split), shells_file(folder, split, around))
     return SplitTables(structures=structures, shells=shells, files=files)
 
 

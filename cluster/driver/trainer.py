@@ -69,9 +69,9 @@ def _train(config: TrainConfig, store: RunStore, start: float) -> RunResult:
     check_reach(config.model)
     dataset = dataset_of(config)
     check_data(config, store, dataset)
-    radius = config.model.neighbor_radius
+    around = config.model.neighborhood
     with counting() as progress:
-        tables = {split: open_split(dataset, split, config.data.target, radius, progress) for split in SPLITS}
+        tables = {split: open_split(dataset, split, config.data.target, around, progress) for split in SPLITS}
     structures = {name: StructureTable.from_arrow(t.structures, config.data.target) for name, t in tables.items()}
     for split, table in structures.items():
         require_rows(table, dataset, split, config.data.target)

@@ -97,7 +97,9 @@ class Ensemble:
                 raise UserError(f"{folder}: {CONFIG}: provenance's elements: {error}") from error
         self.seen = Seen.by_all([model.card for model in self._models])
         self.wave_radius = max(model.card.model.wave_radius for model in self._models)
-        self.radii = sorted({model.card.model.neighbor_radius for model in self._models} - {0.0})
+        around = {model.card.model.neighborhood for model in self._models}
+        self.neighborhoods = sorted(one for one in around if one.radius > 0)
+        """What the models look at in real space, the widest last."""
 
     @property
     def header(self) -> list[str]:
@@ -124,11 +126,12 @@ class Ensemble:
 
         Those are made here as they silence warnings, which reading listens to: Python's are those of the process.
         """
-        for group in _groups(found, max(self.radii, default=0.0), self.wave_radius, batch_size):
+        reach = max((one.radius for one in self.neighborhoods), default=0.0)
+        for group in _groups(found, reach, self.wave_radius, batch_size):
             crystals = [one.crystal for one in group if one.crystal is not None]
             batch = batch_of_crystals(crystals)
-            for radius in self.radii:
-                batch.shells(radius)
+            for radius, distinct in self.neighborhoods:
+                _ = batch.distinct(radius) if distinct else batch.shells(radius)
             yield group, crystals, [formula(crystal) for crystal in crystals], batch
 
     def predict_batch(self, batch: CrystalBatch) -> tuple[Floats, Floats | None]:

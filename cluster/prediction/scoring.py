@@ -69,13 +69,13 @@ def score_split(
     found = _with_targets(dataset, scales, data_dir)
     prepared, names = prepared_for(found, data_dir), found.target_names
     _warn_of_other_rows(predictor.card, prepared, split)
-    radius = predictor.card.model.neighbor_radius
+    around = predictor.card.model.neighborhood
     with counting() as progress:
-        tables = open_split(prepared, split, names, radius, progress)
+        tables = open_split(prepared, split, names, around, progress)
     structures = StructureTable.from_arrow(tables.structures, names)
     require_rows(structures, prepared, split, names)
     scaling = TargetScaling(scale=tuple(s.scale for s in scales), bias=tuple(s.bias for s in scales))
-    feed = Feed(tables, names, radius, scaling)
+    feed = Feed(tables, names, around.radius, scaling)
     rows = np.arange(feed.num_rows)
     parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     predicted = [predictor.predict_batch(feed.batch(part, device)[0]).numpy() for part in parts]

@@ -37,6 +37,7 @@ from cluster.prediction.predict import NOT_FINITE, Ensemble, columns, formula, p
 from cluster.prediction.seen import Seen
 from cluster.run.storage import is_remote, local_folder
 from crystalformer.artifact import CONFIG, WEIGHTS, batch_ends
+from crystalformer.config import Neighborhood
 from data_pipeline.crystal import structure_columns
 from data_pipeline.schema import FIXED_COLUMNS, STRUCTURE_COLUMNS
 from data_pipeline.steps.ray_data import blocks_of, quiet_ray_data
@@ -213,11 +214,11 @@ def _run(job: Screening, seen: Seen, missing: set[int]) -> Generator[int, None, 
     data = ray.data.from_items(work, override_num_blocks=len(work))
     data.context.enable_progress_bars = False
     data.context.execution_options.resource_limits = ExecutionResources(object_store_memory=MEMORY)
-    radii = Ensemble(job.models, torch.device("cpu")).radii
+    neighborhoods = Ensemble(job.models, torch.device("cpu")).neighborhoods
     models = [location if is_remote(location) else str(Path(location).resolve()) for location in job.models]
     listed = data.map_batches(
         _prepare,
-        fn_kwargs={"seen": seen, "radii": radii, "here": os.getcwd()},
+        fn_kwargs={"seen": seen, "neighborhoods": neighborhoods, "here": os.getcwd()},
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=share.task_cpus,
@@ -271,7 +272,7 @@ def shared_out(device: str, total: Mapping[str, float]) -> Share:
     )
 
 
-def _prepare(pieces: pa.Table, *, seen: Seen, radii: Sequence[float], here: str) -> Iterator[pa.Table]:
+def _prepare(pieces: pa.Table, *, seen: Seen, neighborhoods: Sequence[Neighborhood], here: str) -> Iterator[pa.Table]:
     """The structures of pieces with what the model needs of them, some at once; the last of a piece says so.
 
     here: the folder where relative paths begin, the command's.
@@ -288,7 +289,7 @@ def _prepare(pieces: pa.Table, *, seen: Seen, radii: Sequence[float], here: str)
                 "row": range(row, row + len(some)),
                 "last": [False] * (len(some) - 1) + [not following],
             }
-            yield _listed(some, place, seen, radii)
+            yield _listed(some, place, seen, neighborhoods)
             row += len(some)
             some = following
 
@@ -306,7 +307,7 @@ def _next_from(found: Iterator[Found], here: str) -> list[Found]:
 
 
 def _listed(
-    found: Sequence[Found], place: Mapping[str, Sequence[int]], seen: Seen, radii: Sequence[float]
+    found: Sequence[Found], place: Mapping[str, Sequence[int]], seen: Seen, neighborhoods: Sequence[Neighborhood]
 ) -> pa.Table:
     """A row a structure: its place, what is said of it, its arrays and shells, null where there is a problem."""
     crystals = [one.crystal for one in found if one.crystal is not None]
@@ -324,8 +325,8 @@ def _listed(
     names = [name for name, _ in STRUCTURE_COLUMNS]
     arrays = pa.Table.from_arrays(structure_columns(crystals), names=names)
     structures = arrays.append_column("material_id", pa.nulls(len(arrays), pa.string()))
-    for i, radius in enumerate(radii):
-        shells = find_table_shells(structures, radius=radius) if crystals else SCHEMA.empty_table()
+    for i, around in enumerate(neighborhoods):
+        shells = find_table_shells(structures, around=around) if crystals else SCHEMA.empty_table()
         for name in SCHEMA.names:
             arrays = arrays.append_column(f"{name} {i}", shells.column(name))
     table = pa.table(said)
@@ -341,7 +342,7 @@ class _Predict:
         torch.set_num_threads(threads)
         self._parts, self._batch_size = parts, batch_size
         self._models = Ensemble(models, pick_device(device))
-        self._radii = self._models.radii
+        self._neighborhoods = self._models.neighborhoods
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Predict the rows of a block and write a shard for each run of rows that follow each other in a piece."""
@@ -374,20 +375,20 @@ class _Predict:
         ids = pa.nulls(len(rows), pa.string())
         fixed = {name: rows.column(name) if name != "material_id" else ids for name, _ in FIXED_COLUMNS}
         structures = StructureTable.from_arrow(pa.table(fixed))
-        shells = [self._shells(rows, i) for i in range(len(self._radii))]
+        shells = [self._shells(rows, i) for i in range(len(self._neighborhoods))]
         work = shells[-1].costs if shells else structures.sizes**2
         parts = []
         for start, end in pairwise([0, *batch_ends(work.tolist(), self._batch_size)]):
             chosen = np.arange(start, end)
             batch = batch_of_packed(structures.gather(chosen))
             for one in shells:
-                batch.attach_shells(one.pack(chosen, structures.sizes[chosen]))
+                one.attach(batch, chosen)
             parts.append(columns(*self._models.predict_batch(batch)))
         return np.concatenate(parts)
 
     def _shells(self, rows: pa.Table, i: int) -> ShellTable:
         named = {name: rows.column(f"{name} {i}") for name in SCHEMA.names}
-        return ShellTable(pa.table(named), self._radii[i])
+        return ShellTable(pa.table(named), self._neighborhoods[i].radius)
 
 
 def _place(block: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:

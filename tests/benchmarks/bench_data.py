@@ -94,7 +94,7 @@ def preparing(sample: int) -> list[Row]:
 def open_feed(data_dir: Path) -> Feed:
     """The training split of the set that S3 and D2 are about, at the default model's radius."""
     prepared = prepare_dataset(DATASET, data_dir)
-    tables = open_split(prepared, "train", ("shear",), RADIUS)
+    tables = open_split(prepared, "train", ("shear",), ModelConfig().neighborhood)
     return Feed(tables, ("shear",), RADIUS, TargetScaling(scale=(1.0,), bias=(0.0,)))
 
 

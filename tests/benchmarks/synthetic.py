@@ -22,6 +22,7 @@ import torch
 from cluster.data.dealing import global_batches
 from cluster.data.feed import Feed, TargetScaling
 from cluster.data.tables import BYTES_A_MB, TablesOnDisk, open_split, structures_file
+from crystalformer.config import Neighborhood
 from data_pipeline.crystal import Crystal, read_crystals
 from data_pipeline.info import DatasetInfo, SourceKind, TargetInfo
 from data_pipeline.prepare import Executor, prepare_from
@@ -107,7 +108,7 @@ def measure(rows: int, executor: Executor, radius: float = RADIUS) -> list[Row]:
         made = [_row(f"prepare by {executor}", rows, seconds, peak.mb) | {"bytes_a_row": disk / rows}]
         with Peak() as peak:
             start = time.perf_counter()
-            tables = open_split(prepared, "train", (TARGET.name,), radius)
+            tables = open_split(prepared, "train", (TARGET.name,), Neighborhood(radius))
             seconds = time.perf_counter() - start
         train = len(tables.structures)
         made.append(

@@ -42,9 +42,9 @@ class Reader:
 def measure(folder: Path, readers: int) -> list[Row]:
     """Sum of the proportional set sizes of all processes, above that of the same processes before the table."""
     prepared = prepare_dataset(DATASET, folder)
-    small = open_split(prepared, "val", ("shear",), RADIUS)
+    small = open_split(prepared, "val", ("shear",), ModelConfig().neighborhood)
     files = (folder / "structures.arrow", folder / "shells.arrow")
-    train = open_split(prepared, "train", ("shear",), RADIUS)
+    train = open_split(prepared, "train", ("shear",), ModelConfig().neighborhood)
     write_table(files[0], train.structures.schema, [train.structures] * COPIES, {})
     write_table(files[1], SCHEMA, [train.shells] * COPIES, {})
     with ray_session():

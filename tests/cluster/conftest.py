@@ -52,5 +52,5 @@ def elastic(data_dir) -> PreparedDataset:
 @pytest.fixture(scope="session")
 def small_tables(elastic) -> dict[str, SplitTables]:
     """Every split of elastic_tensor_2015 for the small model, with its shells."""
-    opened = partial(open_split, targets=("shear", "bulk"), radius=SMALL_MODEL.neighbor_radius)
+    opened = partial(open_split, targets=("shear", "bulk"), around=SMALL_MODEL.neighborhood)
     return {split: opened(elastic, split) for split in SPLITS}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cluster.data.tables import open_split
+from crystalformer.config import Neighborhood
 from data_pipeline.prepared import load_prepared
 from tune.library import STEP, Tables, grid_radius, within
 
@@ -20,7 +21,7 @@ def salts(data_dir):
 
 
 def shells(dataset, radius):
-    return open_split(dataset, "train", ["gap"], radius).shells
+    return open_split(dataset, "train", ["gap"], Neighborhood(radius)).shells
 
 
 @pytest.fixture
@@ -59,11 +60,11 @@ def test_few_radii_serve_many():
 def test_a_request_that_finds_lists_is_counted_once_however_many_wait(unsearched):
     library = Tables(unsearched, ("gap",), 6.0, LIMIT_MB)
     with ThreadPoolExecutor(4) as trials:
-        data = list(trials.map(lambda radius: library.data(radius, "scale_bias"), [5.9, 6.0, 4.7, 4.8]))
+        data = list(trials.map(lambda radius: library.data(Neighborhood(radius), "scale_bias"), [5.9, 6.0, 4.7, 4.8]))
     assert {round(one.radius, 9) for one in data} == {6.0, 4.8}
     assert library.counts() == (4, 2)
     again = Tables(unsearched, ("gap",), 6.0, LIMIT_MB)
-    again.data(6.0, "scale_bias")
+    again.data(Neighborhood(6.0), "scale_bias")
     assert again.counts() == (1, 0)
 
 
@@ -72,6 +73,6 @@ def test_lists_of_a_read_only_data_set_are_counted_too(unsearched, tmp_path, mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("os.access", lambda *_args, **_more: False)
     library = Tables(unsearched, ("gap",), 6.0, LIMIT_MB)
-    library.data(6.0, "scale_bias")
+    library.data(Neighborhood(6.0), "scale_bias")
     assert library.counts() == (1, 1)
     assert list((tmp_path / "cache").rglob("*-6.0000.arrow"))

@@ -32,7 +32,9 @@ def begin(settings, folder, *, seconds=600.0):
     config = TrainConfig.from_flat({"epochs": 6, **settings, "swa_epochs": 0, "checkpoint_every": 2})
     dataset = load_prepared(Path(config.data.data_dir), "salts")
     radius = config.model.neighbor_radius
-    opened = {split: open_split(dataset, split, config.data.target, radius) for split in TRIAL_SPLITS}
+    opened = {
+        split: open_split(dataset, split, config.data.target, config.model.neighborhood) for split in TRIAL_SPLITS
+    }
     targets = StructureTable.from_arrow(opened["train"].structures, config.data.target).targets()
     data = TrialData(
         tables={

@@ -13,6 +13,7 @@ from cluster.cli import main
 from cluster.commands.train import find_data
 from cluster.data.tables import SPLITS, open_split
 from cluster.settings.config import TrainConfig
+from crystalformer.config import Neighborhood
 from data_pipeline.errors import DataError
 from data_pipeline.prepared import load_prepared
 from data_pipeline.table import StructureTable
@@ -91,7 +92,7 @@ def test_own_structures_are_prepared_described_and_found_by_train(kind, tmp_path
     config = find_data(TrainConfig.from_flat({"dataset": "mine", "target": target, "data_dir": data}))
     assert (config.data.dataset, config.data.target) == ("mine", (target,))
     prepared = load_prepared(tmp_path / "data", "mine")
-    tables = {split: open_split(prepared, split, (target,), 6.0) for split in SPLITS}
+    tables = {split: open_split(prepared, split, (target,), Neighborhood(6.0)) for split in SPLITS}
     assert [len(table.structures) for table in tables.values()] == [10, 4, 6]
 
 
@@ -112,7 +113,7 @@ def test_split_seed_and_targets_reach_the_data(tmp_path, capsys):
         words = ["--source", str(source), "--name", name, "--seed", seed, "--targets", "gap, n"]
         assert main(["prepare", *words, "--data_dir", str(tmp_path)]) == 0
         assert "targets gap, n\n" in capsys.readouterr().out
-        tables = open_split(load_prepared(tmp_path, name), "train", ("gap", "n"), 5.0)
+        tables = open_split(load_prepared(tmp_path, name), "train", ("gap", "n"), Neighborhood(5.0))
         orders[name] = tables.structures.column("material_id").to_pylist()
     assert orders["a"] == orders["b"] != orders["c"]
     assert main(["prepare", *words[:4], "--name", "d", "--targets", "n", "--data_dir", str(tmp_path)]) == 0

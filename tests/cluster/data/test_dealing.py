@@ -85,8 +85,8 @@ def test_costs_are_even_over_8_workers(elastic):
 
     A batch whose largest crystal alone is more than an eighth of the work cannot be dealt evenly, by whatever way.
     """
-    radius = TrainConfig.from_flat({"target": ["shear"]}).model.neighbor_radius
-    costs = ShellTable(open_split(elastic, "train", ("shear",), radius).shells, radius).costs
+    around = TrainConfig.from_flat({"target": ["shear"]}).model.neighborhood
+    costs = ShellTable(open_split(elastic, "train", ("shear",), around).shells, around.radius).costs
 
     def imbalance(parts, at_best):
         return max(costs[part].sum() for part in parts) / at_best

@@ -55,8 +55,9 @@ def test_the_model_sees_the_same_with_kept_shells(feed):
     model.eval()
     with torch.no_grad():
         assert torch.allclose(model(batch), model(afresh), rtol=1e-5, atol=1e-6)
-    assert batch.shells(SMALL_MODEL.neighbor_radius).distance.dtype == torch.float32
-    assert afresh.shells(SMALL_MODEL.neighbor_radius).distance.dtype == torch.float64
+    kept, found = (one.distinct(SMALL_MODEL.neighbor_radius) for one in (batch, afresh))
+    assert kept.shells(SMALL_MODEL.neighbor_radius).distance.dtype == torch.float32
+    assert found.shells(SMALL_MODEL.neighbor_radius).distance.dtype == torch.float64
 
 
 def test_targets_come_normalized_in_the_order_asked_for(small_tables, feed):
@@ -74,7 +75,7 @@ def test_rows_without_a_target_are_left_out_with_their_shells(elastic, tmp_path,
     values[0] = values[4] = None
     holed = table.set_column(table.column_names.index("shear"), table.schema.field("shear"), pa.array(values))
     dataset = _Prepared(elastic, tmp_path, holed)
-    tables = open_split(dataset, "val", TARGETS, SMALL_MODEL.neighbor_radius)
+    tables = open_split(dataset, "val", TARGETS, SMALL_MODEL.neighborhood)
     found = Feed(tables, TARGETS, SMALL_MODEL.neighbor_radius, PLAIN)
     kept = np.array([row for row in range(feed.num_rows) if row not in (0, 4)])
     assert found.num_rows == len(kept)
@@ -85,7 +86,8 @@ def test_rows_without_a_target_are_left_out_with_their_shells(elastic, tmp_path,
         else:
             assert torch.equal(mine.positions, theirs.positions)
             radius = SMALL_MODEL.neighbor_radius
-            assert torch.equal(mine.shells(radius).distance, theirs.shells(radius).distance)
+            lists = [one.distinct(radius).shells(radius) for one in (mine, theirs)]
+            assert torch.equal(lists[0].distance, lists[1].distance)
 
 
 class _Prepared:
@@ -105,7 +107,7 @@ class _Prepared:
 
 def test_a_model_in_reciprocal_space_needs_no_shells(elastic):
     config = replace(SMALL_MODEL, domain="reci")
-    tables = open_split(elastic, "val", TARGETS, config.neighbor_radius)
+    tables = open_split(elastic, "val", TARGETS, config.neighborhood)
     found = Feed(tables, TARGETS, config.neighbor_radius, PLAIN)
     batch, _ = found.batch(np.arange(8), CPU)
     assert config.neighbor_radius == 0

@@ -21,10 +21,12 @@ from cluster.data.shells import SCHEMA, cached_shells, shells_file
 from cluster.data.spool import write_table
 from cluster.data.tables import BYTES_A_MB, SharedTables, SplitTables, TablesOnDisk, open_split, share
 from cluster.session import ray_session
+from crystalformer.config import Neighborhood
 from data_pipeline.table import StructureTable
 from tests.cluster.small import TARGETS
 
-RADIUS = 5.0
+RADIUS = 10.0
+AROUND = Neighborhood(RADIUS)
 SEED = 7
 BATCH = 118
 """8 batches of the 944 training crystals, none left over."""
@@ -40,7 +42,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def tables(elastic) -> SplitTables:
-    return open_split(elastic, "train", TARGETS, RADIUS)
+    return open_split(elastic, "train", TARGETS, AROUND)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +62,10 @@ def prints(feed: Feed, rows: np.ndarray) -> list[str]:
     found = []
     for row in rows:
         batch, targets = feed.batch(np.array([row]), torch.device("cpu"))
-        shells = batch.shells(RADIUS)
-        tensors = (batch.positions, batch.atomic_numbers, batch.lattice, targets, shells.ptr, shells.neighbor)
-        content = b"".join(t.numpy().tobytes() for t in (*tensors, shells.distance, shells.count))
+        distinct = batch.distinct(RADIUS)
+        shells = distinct.shells(RADIUS)
+        tensors = (batch.positions, batch.atomic_numbers, batch.lattice, targets, distinct.multiplicity, shells.ptr)
+        content = b"".join(t.numpy().tobytes() for t in (*tensors, shells.neighbor, shells.distance, shells.count))
         found.append(hashlib.sha256(content).hexdigest())
     return found
 
@@ -123,17 +126,17 @@ def test_ray_finds_the_same_shells(elastic, tables, tmp_path, monkeypatch):
     structures = StructureTable.from_arrow(tables.structures)
     starts, found_by_ray = [], shells_module._found_by_ray
 
-    def noted(table, start, radius):
+    def noted(table, start, around):
         starts.append(start)
-        return found_by_ray(table, start, radius)
+        return found_by_ray(table, start, around)
 
     monkeypatch.setattr(shells_module, "_found_by_ray", noted)
     counted = []
-    data = (tmp_path, "train", structures, RADIUS, elastic.fingerprint)
+    data = (tmp_path, "train", structures, AROUND, elastic.fingerprint)
     cached_shells(*data, lambda *call: counted.append(call), ray_from=-1.0)
     assert starts == [512]
     assert counted == [("neighbour lists", 512, 944), ("neighbour lists", 944, 944)]
-    here, there = (shells_file(folder, "train", RADIUS) for folder in (elastic.path, tmp_path))
+    here, there = (shells_file(folder, "train", AROUND) for folder in (elastic.path, tmp_path))
     assert here.read_bytes() == there.read_bytes()
 
 

@@ -96,7 +96,7 @@ def test_workers_sharding_accumulation_and_disk_draw_the_same_curve(
 ):
     """The first reads its training split from disk, where the others have it in Ray's object store."""
     config, *_ = two
-    tables = open_split(elastic, "train", config.data.target, config.model.neighbor_radius)
+    tables = open_split(elastic, "train", config.data.target, config.model.neighborhood)
     assert BYTES_A_MB < tables.num_bytes < config.data.memory_limit_mb * BYTES_A_MB
     name = f"{workers}-{stage}-{accumulation}"
     settings = {"zero_stage": stage, "gradient_accumulation": accumulation, "memory_limit_mb": limit_mb}

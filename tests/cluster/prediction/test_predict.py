@@ -258,7 +258,7 @@ def test_batches_are_cut_by_work(elastic, monkeypatch):
     monkeypatch.setattr(predict, "WORK_AT_ONCE", 20_000)
     monkeypatch.setattr(models, "predict_batch", lambda batch: sizes.append(batch.num_crystals) or original(batch))
     cut = [prediction.values for prediction in models.predict(found)]
-    work = [crystal_work(one.crystal, models.radii[0]) for one in found]
+    work = [crystal_work(one.crystal, models.neighborhoods[0].radius) for one in found]
     ends = np.cumsum(sizes)
     for start, end in zip([0, *ends], ends, strict=False):
         assert end - start == 1 or sum(work[start:end]) <= 20_000

@@ -189,7 +189,7 @@ def test_what_has_no_finite_prediction_is_warned_of_as_among_few(given, tmp_path
     models = Ensemble(given[0].split(","), torch.device("cpu"))
     found = list(inputs.find_structures(["files"]))
     place = {"number": [0] * len(found), "row": range(len(found)), "last": [False] * (len(found) - 1) + [True]}
-    block = screening._listed(found, place, models.seen, models.radii)
+    block = screening._listed(found, place, models.seen, models.neighborhoods)
     screening._Predict(given[0].split(","), tmp_path, "cpu", None, torch.get_num_threads())(block)
     (shard,) = tmp_path.glob("*.parquet")
     rows = pq.read_table(shard).to_pylist()
@@ -211,7 +211,7 @@ def test_names_that_are_not_utf_8_come_into_shards(given, tmp_path):
     pieces = inputs.plan_pieces([str(files)])
     work = pa.Table.from_pylist([{"number": i, "piece": json.dumps(asdict(one))} for i, one in enumerate(pieces)])
     predict = screening._Predict(given[0].split(","), parts, "cpu", None, torch.get_num_threads())
-    for block in screening._prepare(work, seen=models.seen, radii=models.radii, here=str(tmp_path)):
+    for block in screening._prepare(work, seen=models.seen, neighborhoods=models.neighborhoods, here=str(tmp_path)):
         predict(block)
     rows = [row for path in sorted(parts.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     assert [(row["id"], row["problem"] is None) for row in rows] == [

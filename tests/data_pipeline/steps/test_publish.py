@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.data.tables import open_split
+from crystalformer.config import Neighborhood
 from data_pipeline.datasets import find_dataset, resolve
 from data_pipeline.errors import DataError
 from data_pipeline.own import OwnData, prepare_source
@@ -95,7 +96,7 @@ def test_what_lies_beside_the_splits_is_kept(kept, tmp_path):
 def test_what_was_found_of_other_data_is_not_kept(more, tmp_path):
     done, ours = prepared(tmp_path)
     for split in SPLITS:
-        open_split(done, split, ["gap"], 4.5)
+        open_split(done, split, ["gap"], Neighborhood(4.5))
     (done.path / "shells" / ".val-9.0000.arrow.x1").mkdir()  # left by a writer that was killed
     assert {"shells/train-structures.arrow", "shells/val-4.5000.arrow"} < prepared(tmp_path)[1]
     for name in more:
