@@ -113,7 +113,7 @@ class PackedShells:
     @classmethod
     def of_rows(cls, rows: Rows, radius: float) -> PackedShells:
         """From NumPy's arrays, which are kept."""
-        ptr, neighbor, distance, count = map(torch.from_numpy, (rows.ptr, rows.neighbor, rows.distance, rows.count))
+        ptr, neighbor, distance, count = map(torch.from_numpy, rows)
         return cls(radius=radius, ptr=ptr, neighbor=neighbor, distance=distance, count=count)
 
     @property

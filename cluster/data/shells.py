@@ -105,7 +105,7 @@ def _list_columns(sizes: IntArray, listed: Rows) -> list[pa.LargeListArray]:
         list_column(atoms, np.diff(listed.ptr), pa.int32()),
         list_column(rows, neighbor, pa.int32()),
         list_column(rows, listed.distance, pa.float32()),
-        list_column(rows, listed.count, pa.int16()),
+        list_column(rows, listed.images, pa.int16()),
     ]
 
 

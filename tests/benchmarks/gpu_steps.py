@@ -113,7 +113,8 @@ def step_tasks(batch: CrystalBatch, repeats: int, *, deterministic: bool) -> lis
 
 def new_list(batch: CrystalBatch) -> object:
     """What the triton backend derives from a batch's neighbour list, once a batch."""
-    shells = batch.shells(ModelConfig().neighbor_radius)
+    radius = ModelConfig().neighbor_radius
+    shells = batch.distinct(radius).shells(radius)
     shells.cache.pop("triton", None)
     return rows_of(shells)
 

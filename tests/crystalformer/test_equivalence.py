@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from crystalformer import CrystalBatch, Crystalformer, ModelConfig
+from crystalformer import CrystalBatch, Crystalformer, ModelConfig, equivalence
 from crystalformer.batch import Disorder
-from crystalformer.equivalence import EQUIVALENT_GAP, Rows, distinct_atoms, kinds
+from crystalformer.equivalence import EQUIVALENT_GAP, Rows, by_numpy, distinct_atoms, kinds
 from tests.crystalformer import golden
 from tests.crystalformer.crystals import Crystal, batch_of, embedded_crystals, golden_crystals, random_crystal
 
@@ -142,7 +142,8 @@ def test_disordered_sites_take_part():
     assert ordered.distinct(RADIUS).disorder is None
 
 
-def test_atoms_whose_distances_join_one_way_only_are_left_apart():
+@pytest.mark.parametrize("find", [distinct_atoms, by_numpy])
+def test_atoms_whose_distances_join_one_way_only_are_left_apart(find):
     """Two atoms i see four j within a chain of gaps, one shell; every j sees the two i in two shells."""
     step = 0.9 * EQUIVALENT_GAP
     places = np.array([[0, 1, 2, 3], [2, 3, 0, 1]]) * step + 3.0
@@ -155,11 +156,39 @@ def test_atoms_whose_distances_join_one_way_only_are_left_apart():
     ptr = np.array([0, 5, 10, 13, 16, 19, 22])
     sizes, alike = np.array([6, 1]), np.array([1, 1, 2, 2, 2, 2, 1])
     rows = Rows(np.append(ptr, 23), np.append(neighbor, 6), np.append(distance, 0.0), np.ones(23, dtype=np.int64))
-    found = distinct_atoms(sizes, alike, rows)
+    found = find(sizes, alike, rows)
     assert found.sizes.tolist() == [6, 1]
     assert found.multiplicity.tolist() == [1] * 7
     assert found.rows.neighbor.tolist() == rows.neighbor.tolist()
     np.testing.assert_array_equal(found.rows.distance, rows.distance)
+
+
+def test_numpy_finds_what_the_compiled_code_finds():
+    """But for the order of shells whose distances differ by rounding."""
+    crystals = (rock_salt(), stacked("ABAC"), random_crystal(9, seed=2), *golden_crystals(), *embedded_crystals())
+    batch = batch_of(*crystals)
+    given = batch.sizes.numpy(), batch.atomic_numbers.numpy(), batch.shells(RADIUS).rows
+    mine, theirs = distinct_atoms(*given), by_numpy(*given)
+    assert mine.sizes.sum() < 0.6 * batch.num_atoms
+    for a, b in zip(mine[:3], theirs[:3], strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(mine.rows.ptr, theirs.rows.ptr)
+    listed = []
+    for rows in (mine.rows, theirs.rows):
+        atom = np.repeat(np.arange(len(rows.ptr) - 1), np.diff(rows.ptr))
+        order = np.lexsort((rows.distance, rows.neighbor, atom))
+        listed.append((rows.neighbor[order], rows.images[order], rows.distance[order]))
+    np.testing.assert_array_equal(listed[0][0], listed[1][0])
+    np.testing.assert_array_equal(listed[0][1], listed[1][1])
+    np.testing.assert_allclose(listed[0][2], listed[1][2], rtol=1e-13)
+
+
+def test_without_numba_numpy_finds_them(monkeypatch):
+    expected = distinct(*golden_crystals())
+    monkeypatch.setattr(equivalence, "_compiled", lambda: None)
+    found = distinct(*golden_crystals())
+    assert torch.equal(found.multiplicity, expected.multiplicity)
+    assert torch.equal(found.positions, expected.positions)
 
 
 # What the model makes of it -------------------------------------------------------------------------------------
