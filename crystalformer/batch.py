@@ -315,6 +315,18 @@ class CrystalBatch:
         self._find_distinct(self._known(radius) or self._found(radius))
         return self._distinct[min(known for known in self._distinct if known >= radius)]
 
+    def unmerged(self, radius: float) -> CrystalBatch:
+        """All atoms, each standing for itself alone, with their shells within ``radius`` (Å) or more.
+
+        A model computes every one of them, and gives the same in more time. ValueError where they are not all there.
+        """
+        if self.multiplicity is not None:
+            raise ValueError("a batch of distinct atoms alone does not hold the others")
+        shells = self.shells(radius)
+        alone = replace(self, multiplicity=torch.ones_like(self.atomic_numbers))
+        alone.attach_shells(shells)
+        return alone
+
     @lasting
     def attach_distinct(self, atom: Tensor, multiplicity: Tensor, sizes: Tensor, shells: PackedShells) -> None:
         """Hand over distinct atoms found beforehand (equivalence.py), with their shells.

@@ -68,9 +68,11 @@ class Feed:
         self._crystal_bytes = TOUCHED_A_CRYSTAL + tables.num_bytes // max(len(tables.structures), 1)
         self._touched = 0
         self.costs: IntArray = self._shells.costs if self._stored is None else self._shells.costs[self._stored]
-        """(rows,) work of each crystal: its shells, or its pairs of atoms where no layer needs shells."""
+        """(rows,) work of each crystal: its shells and atoms, or its pairs of atoms where no layer needs shells."""
         if radius == 0:
             self.costs = self._structures.sizes**2
+        self.shells: IntArray = self._shells.shells if self._stored is None else self._shells.shells[self._stored]
+        """(rows,) shells of each crystal."""
         tables.release()
 
     @property

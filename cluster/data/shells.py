@@ -39,7 +39,7 @@ SHELLS_FOLDER = "shells"
 
 _CHUNK = 512
 
-_PACKED_AT_ONCE = 16
+_PACKED_AT_ONCE = 32
 """Crystals packed before the next are looked at: their rows then stay in the second-level cache."""
 
 ATOM_SHELLS = 300
@@ -234,8 +234,9 @@ class ShellTable:
         _, self._count = flatten(table.column("count"))
         _, self._atom = flatten(table.column("atom"))
         _, self._multiplicity = flatten(table.column("multiplicity"))
-        self._lengths: IntArray = np.diff(self._at)
-        self.costs: IntArray = self._lengths + ATOM_SHELLS * self._sizes
+        self.shells: IntArray = np.diff(self._at)
+        """(crystals,) their number."""
+        self.costs: IntArray = self.shells + ATOM_SHELLS * self._sizes
         """(crystals,) the work that each crystal is, in shells."""
 
     def attach(self, batch: CrystalBatch, rows: IntArray) -> None:
@@ -244,31 +245,37 @@ class ShellTable:
         if not len(self._atom):
             batch.attach_shells(shells)
             return
-        cuts = _slices(self._rows_at, rows)
-        sizes = self._sizes[rows]
-        first = np.repeat(_ends(batch.sizes.numpy())[:-1], sizes)
-        atom = np.concatenate([self._atom[cut] for cut in cuts]) + first
-        multiplicity = np.concatenate([self._multiplicity[cut] for cut in cuts])
+        sizes, entry = self._sizes[rows], self._atoms_of(rows)
+        atom = self._atom[entry] + np.repeat(_ends(batch.sizes.numpy())[:-1], sizes)
+        multiplicity = self._multiplicity[entry]
         batch.attach_distinct(torch.from_numpy(atom), torch.from_numpy(multiplicity), torch.from_numpy(sizes), shells)
+
+    def _atoms_of(self, rows: IntArray) -> IntArray:
+        """Where the values of the given crystals' atoms are in the table."""
+        sizes = self._sizes[rows]
+        ends = np.cumsum(sizes)
+        within = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
+        return np.asarray(within + np.repeat(self._rows_at[rows], sizes))
 
     def pack(self, rows: IntArray) -> PackedShells:
         """The lists of the given crystals one after another, those of their distinct atoms where they hold these."""
-        lengths, sizes = self._lengths[rows], self._sizes[rows]
+        lengths, sizes = self.shells[rows], self._sizes[rows]
         ends = np.concatenate([[0], np.cumsum(lengths)])
         first_atom = np.cumsum(sizes) - sizes
         neighbor = np.empty(ends[-1], dtype=np.int64)
         distance = np.empty(ends[-1], dtype=np.float32)
         count = np.empty(ends[-1], dtype=np.int16)
+        cut = [slice(a, b) for a, b in zip(self._at[rows].tolist(), self._at[rows + 1].tolist(), strict=True)]
         for start in range(0, len(rows), _PACKED_AT_ONCE):
             some = slice(start, start + _PACKED_AT_ONCE)
-            cuts = _slices(self._at, rows[some])
+            cuts = cut[some]
             here = slice(ends[start], ends[min(start + _PACKED_AT_ONCE, len(rows))])
             np.concatenate([self._neighbor[cut] for cut in cuts], out=neighbor[here])
             neighbor[here] += np.repeat(first_atom[some], lengths[some])
             np.concatenate([self._distance[cut] for cut in cuts], out=distance[here])
             np.concatenate([self._count[cut] for cut in cuts], out=count[here])
         ptr = np.zeros(int(sizes.sum()) + 1, dtype=np.int64)
-        np.cumsum(np.concatenate([self._rows_an_atom[cut] for cut in _slices(self._rows_at, rows)]), out=ptr[1:])
+        np.cumsum(self._rows_an_atom[self._atoms_of(rows)], out=ptr[1:])
         return PackedShells(
             radius=self.radius,
             ptr=torch.from_numpy(ptr),
@@ -276,10 +283,6 @@ class ShellTable:
             distance=torch.from_numpy(distance),
             count=torch.from_numpy(count),
         )
-
-
-def _slices(offsets: IntArray, rows: IntArray) -> list[slice]:
-    return [slice(a, b) for a, b in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)]
 
 
 def list_column(offsets: IntArray, values: npt.NDArray[Any], kind: pa.DataType) -> pa.LargeListArray:

@@ -127,7 +127,7 @@ def batches(feed: Feed) -> list[Row]:
 
 def _copying(feed: Feed, count: int) -> float:
     """CPU seconds to copy as many bytes as ``count`` crystals' lists hold in a batch, a batch's worth at a time."""
-    entries = int(feed.costs.mean() * 128)
+    entries = int(feed.shells.mean() * 128)
     source = [np.ones(entries, kind) for kind in (np.int64, np.float32, np.int16)]
 
     def copy() -> None:
@@ -138,8 +138,8 @@ def _copying(feed: Feed, count: int) -> float:
 
 
 def imbalance(feed: Feed) -> list[Row]:
-    """S3 over 20 epochs, in shells, which are the work of our kernels."""
-    dealt, naive, least = [], [], []
+    """S3 over 20 epochs, in the work of a step: shells and atoms, as ShellTable.costs weighs them."""
+    dealt, naive, least, shells = [], [], [], []
     for epoch in range(1, 21):
         for batch in global_batches(feed.num_rows, 256, 0, epoch):
             costs = feed.costs[batch]
@@ -148,9 +148,12 @@ def imbalance(feed: Feed) -> list[Row]:
             for kept, shares in ((dealt, parts), (naive, [batch[i::WORKERS] for i in range(WORKERS)])):
                 loads = [int(feed.costs[rows].sum()) for rows in shares]
                 kept.append(max(loads) / statistics.mean(loads))
+            listed = [int(feed.shells[rows].sum()) for rows in parts]
+            shells.append(max(listed) / statistics.mean(listed))
     row: Row = {"row": "S3", "what": f"busiest of {WORKERS} workers over the mean, batch 256 (target 1.05)"}
     row |= {"rows": feed.num_rows, "steps": len(dealt), "mean": statistics.mean(dealt), "worst": max(dealt)}
     row |= {"least_possible": statistics.mean(least), "least_possible_worst": max(least)}
+    row |= {"shells_alone_mean": statistics.mean(shells)}
     return [row | {"round_robin_mean": statistics.mean(naive), "round_robin_worst": max(naive)}]
 
 

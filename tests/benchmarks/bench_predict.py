@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -96,7 +97,7 @@ def against_forward(folder: Path, table: Path, rows: int) -> list[Row]:
         predictor.predict_batch(batch)
         searching += time.perf_counter() - start
         start = time.perf_counter()
-        batch.shells(radius)
+        replace(batch).distinct(radius)
         finding += time.perf_counter() - start
         start = time.perf_counter()
         predictor.predict_batch(batch)

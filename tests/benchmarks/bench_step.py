@@ -4,7 +4,8 @@
 
 C1  milliseconds a step against the dense oracle doing the authors' work (every pair times 5³ images, head by head),
     in the same run; the step makes its plans and radial features anew, the neighbour lists are there as in training.
-    roofline: the step's matrix products at the machine's rate for a large one.
+    roofline: the matrix products of the step of all atoms at the machine's rate for a large one, and own_roofline:
+    those of the distinct atoms, which are the ones that are computed (crystalformer/equivalence.py).
 C2  peak resident memory of that step in a process of its own, above that of a process that only makes the batch.
 C3  a 10,000-atom supercell against a 100-atom cell of the same crystal: time an atom on one thread and peak memory.
 With --device cuda the rows are milliseconds of the torch and triton backends, without the oracle.
@@ -91,7 +92,8 @@ def training_step(members: CrystalBatch, backend: str, device: str = "cpu") -> t
     members = members if device == "cpu" else members.to(device)
     oracle = functools.partial(reference.attend_real, box=ORACLE_BOX)
     _freeze(model, members)
-    shells, parameters = members.shells(model.config.neighbor_radius), list(model.parameters())
+    radius = model.config.neighbor_radius
+    shells, parameters = members.distinct(radius).shells(radius), list(model.parameters())
 
     def step() -> None:
         shells.cache.clear()
@@ -124,13 +126,16 @@ def _speed(repeats: int, counts: Sequence[int], thread_counts: Sequence[int]) ->
             members = batch(crystals(count))
             model, step = training_step(members, "auto")
             ours = timing(step, repeats, "cpu", warmup=3)
-            work = step_operations(model, members)
+            radius = model.config.neighbor_radius
+            distinct = members.distinct(radius)
+            work, own = (step_operations(model, m) for m in (members.unmerged(radius), distinct))
             dense = timing(training_step(members, "reference")[1], 1, "cpu", warmup=0)
             rows.append(
                 {
                     "row": "C1",
                     "crystals": count,
                     "atoms": members.num_atoms,
+                    "distinct": distinct.num_atoms,
                     "threads": threads,
                     "ms": 1e3 * ours.wall,
                     "oracle_ms": 1e3 * dense.wall,
@@ -141,6 +146,8 @@ def _speed(repeats: int, counts: Sequence[int], thread_counts: Sequence[int]) ->
                     "machine_gflops": rate / 1e9,
                     "roofline_ms": 1e3 * work / rate,
                     "of_roofline": ours.wall * rate / work,
+                    "own_gflop": own / 1e9,
+                    "of_own_roofline": ours.wall * rate / own,
                     "raw": {"ours_s": ours.raw, "oracle_s": dense.raw},
                 }
             )
@@ -183,7 +190,7 @@ def _memory_of(what: str) -> dict[str, Any]:
     """Print this process's peak after one step; ``what`` is a backend, or "batch" for no step."""
     torch.set_num_threads(1)
     members = batch(crystals(32))
-    members.shells(ModelConfig().neighbor_radius)
+    members.distinct(ModelConfig().neighbor_radius)
     if what != "batch":
         training_step(members, what)[1]()
     result = {"peak_mb": _own_peak_mb()}
@@ -198,7 +205,7 @@ def _large(device: str) -> list[Row]:
     for atoms, repeats in ((100, 15), (10_000, 3)):
         members = batch([supercell(atoms)])
         start = time.perf_counter()
-        members.shells(ModelConfig().neighbor_radius)
+        members.distinct(ModelConfig().neighbor_radius)
         lists = time.perf_counter() - start
         _, step = training_step(members, "auto", device)
         result = timing(step, repeats, device)

@@ -1,7 +1,8 @@
 """Floating-point operations of the model's matrix products, for the rows beside the machine's rate.
 
 They are those of the formulation (radial features summed with the softmax weights, W applied after the sum) for the
-shells within every atom's reach, whatever a backend leaves out or adds as padding.
+shells within every atom's reach, whatever a backend leaves out or adds as padding. Of a batch of distinct atoms alone
+they are those of these atoms.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def attention_operations(members: CrystalBatch, rho: Tensor, scale: float, confi
 
 
 def step_operations(model: Crystalformer, members: CrystalBatch) -> float:
-    """Of a training step: linear layers and attention, forward and backward."""
+    """Of a training step: linear layers and attention, forward and backward, of the atoms that are in the batch.
+
+    members: ``unmerged`` or ``distinct``, for a model that would merge them.
+    """
     config = model.config
     linear = 4 * config.model_dim**2 + 2 * config.model_dim * config.ff_dim
     total = 6.0 * members.num_atoms * linear * config.num_layers

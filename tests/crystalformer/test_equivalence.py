@@ -194,20 +194,6 @@ def test_without_numba_numpy_finds_them(monkeypatch):
 # What the model makes of it -------------------------------------------------------------------------------------
 
 
-def every_atom(*crystals: Crystal, radius: float) -> CrystalBatch:
-    """The same crystals with nothing merged: every atom stands for itself."""
-    whole = batch_of(*crystals)
-    alone = CrystalBatch(
-        positions=whole.positions,
-        atomic_numbers=whole.atomic_numbers,
-        lattice=whole.lattice,
-        sizes=whole.sizes,
-        multiplicity=torch.ones(whole.num_atoms, dtype=torch.int64),
-    )
-    alone.attach_shells(whole.shells(radius))
-    return alone
-
-
 CRYSTALS = (rock_salt(), stacked("ABAC"), *golden_crystals(), *(c for c in embedded_crystals() if len(c) < 50))
 
 
@@ -218,7 +204,7 @@ def test_outputs_and_gradients_are_those_of_all_atoms(backend, dtype, tolerance)
     """Measured: 8e-14 and 2e-6, at 8 sigma, where truncation does not count."""
     vectors = golden.load("real_k16")
     radius = vectors.model(cutoff_sigmas=8.0).config.neighbor_radius
-    merged, whole = batch_of(*CRYSTALS), every_atom(*CRYSTALS, radius=radius)
+    merged, whole = batch_of(*CRYSTALS), batch_of(*CRYSTALS).unmerged(radius)
     assert merged.distinct(radius).num_atoms < 0.6 * whole.num_atoms
     found, expected = (golden.run(vectors.model(backend, dtype, cutoff_sigmas=8.0), b) for b in (merged, whole))
     assert golden.error(found.output, expected.output) < tolerance
@@ -262,3 +248,5 @@ def test_a_batch_of_distinct_atoms_is_no_whole_crystal():
     assert found.distinct(3.0) is found
     with pytest.raises(ValueError, match="within 12 Å cannot be found"):
         found.shells(12.0)
+    with pytest.raises(ValueError, match="does not hold the others"):
+        found.unmerged(RADIUS)
