@@ -43,7 +43,7 @@ class PeriodicAttention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, backend: str = "auto") -> None:
         super().__init__()
         dim, heads = config.model_dim, config.head_num
-        self.config, self.layer, self.backend = config, layer, backend
+        self.config, self.layer, self.backend, self.positive = config, layer, backend, config.positive
         domain = config.layer_domain(layer)
         for part in ("real", "reci") if domain == "multihead" else (domain,):
             check_backend(backend, part)
@@ -133,7 +133,7 @@ class PeriodicAttention(nn.Module):
             q,
             k,
             v,
-            positive(argument, config.positive, config.gauss_lb_real),
+            positive(argument, self.positive, config.gauss_lb_real),
             batch,
             scale=config.layer_scale_real(self.layer),
             rho_min=config.gauss_lb_real,
@@ -150,7 +150,7 @@ class PeriodicAttention(nn.Module):
             q,
             k,
             v,
-            positive(argument, config.positive, config.gauss_lb_reci),
+            positive(argument, self.positive, config.gauss_lb_reci),
             batch,
             scale=config.layer_scale_reci(self.layer),
             rho_min=config.gauss_lb_reci,
