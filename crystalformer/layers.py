@@ -209,6 +209,12 @@ class EncoderBlock(nn.Module):
             with torch.no_grad():
                 linear.weight.mul_(0.67 * config.num_layers**-0.25)
 
+    @property
+    def inside(self) -> tuple[nn.Module, ...]:
+        """The block and all modules in it."""
+        a = self.attention
+        return self, a, a.q_proj, a.k_proj, a.v_proj, a.out_proj, self.linear1, self.linear2
+
     def forward(self, x: Tensor, batch: CrystalBatch) -> Tensor:
         """(N, model_dim) from x (N, model_dim)."""
         x = x + self.attention(x, batch)

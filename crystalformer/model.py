@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from crystalformer import fused
 from crystalformer.batch import CrystalBatch, Disorder, lasting
 from crystalformer.config import MAX_ATOMIC_NUMBER, ModelConfig
 from crystalformer.layers import AllReduce, EncoderBlock
@@ -51,10 +52,18 @@ class Crystalformer(nn.Module):
                 self.freeze_statistics(batch)
         batch = self._seen(batch)
         x = self.embed(batch)
-        for block in self.blocks:
-            x = block(x, batch)
+        x = self._encode(x, batch)
         output: Tensor = self.head(self._pool(self.pre_pooling(x), batch))
         return output
+
+    def _encode(self, x: Tensor, batch: CrystalBatch) -> Tensor:
+        """(N, model_dim) after all blocks, from the embedded atoms."""
+        blocks: list[EncoderBlock] = list(self.blocks)  # type: ignore[arg-type]  # nothing else is in it
+        if fused.applies(blocks, x):
+            return fused.encode(blocks, x, batch)
+        for block in blocks:
+            x = block(x, batch)
+        return x
 
     def prepare(self, batch: CrystalBatch) -> CrystalBatch:
         """The batch, with neighbour lists and plans made: after this, ``forward`` is nothing but tensors."""

@@ -61,7 +61,7 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     _check(q, k, v, rho, batch, radial, weight)
     if domain == "reci" and weight is not None:
         raise ValueError("the reciprocal domain has no W b term: radial and weight must be None")
-    chosen = _chosen(backend, domain, q, radial)
+    chosen = chosen_backend(backend, domain, q, radial)
     if domain == "reci":
         return _reciprocal(q, k, v, rho, batch, scale, rho_min, cutoff_sigmas, chosen)
     if chosen in _KERNELS.values():
@@ -100,7 +100,7 @@ def check_backend(backend: str, domain: str) -> None:
         raise ValueError(f"the {backend} backend has no reciprocal domain; auto uses it for the real one alone")
 
 
-def _chosen(backend: str, domain: str, like: Tensor, radial: RadialBasis | None) -> str:
+def chosen_backend(backend: str, domain: str, like: Tensor, radial: RadialBasis | None) -> str:
     """The backend for operands like ``like`` (..., H, D); ValueError where the named one does not take them."""
     check_backend(backend, domain)
     if backend in ("torch", "reference"):
@@ -182,7 +182,7 @@ def prepare(
     like (H, D): of the operands' dtype and device. The operator does so itself on first use; a compiled graph cannot.
     Raises ValueError for what the operator would refuse.
     """
-    chosen = _chosen(backend, domain, like, radial)
+    chosen = chosen_backend(backend, domain, like, radial)
     if chosen == "reference":
         return
     if domain == "reci":

@@ -4,6 +4,6 @@ Kernels in kernels.py and radial.py, written with the vectors of simd.py; which 
 layer's forward and backward, dealt to threads, in passes.py; the operator in custom_op.py.
 """
 
-from crystalformer.ops.numba.custom_op import attend, plan, refusal
+from crystalformer.ops.numba.custom_op import attend, kernels_of, plan, refusal
 
-__all__ = ["attend", "plan", "refusal"]
+__all__ = ["attend", "kernels_of", "plan", "refusal"]

@@ -35,6 +35,14 @@ def plan(shells: PackedShells) -> Tensor:
     return handle
 
 
+def kernels_of(
+    shells: PackedShells, shape: tuple[int, int, int], radial: RadialBasis | None, cutoff_sigmas: float
+) -> Kernels:
+    """One layer's attention over a batch's shells for operands of a shape (N, H, D), without autograd."""
+    basis = [] if radial is None else [float(radial.count), radial.r_max, radial.width]
+    return _kernels(plan(shells), shape, basis, cutoff_sigmas)
+
+
 def attend(  # noqa: PLR0913 - the operands of one equation
     q: Tensor,
     k: Tensor,
@@ -86,11 +94,11 @@ def _forward(
     """
     weight = None if weight is None else weight.contiguous()
     qkv = [t.contiguous() for t in (q, k, v)]
-    return _kernels(handle, q, basis, cutoff_sigmas).forward(qkv, precision.contiguous(), weight)
+    return _kernels(handle, q.shape, basis, cutoff_sigmas).forward(qkv, precision.contiguous(), weight)
 
 
-def _kernels(handle: Tensor, like: Tensor, basis: Sequence[float], cutoff_sigmas: float) -> Kernels:
-    n, heads, features = like.shape
+def _kernels(handle: Tensor, shape: Sequence[int], basis: Sequence[float], cutoff_sigmas: float) -> Kernels:
+    n, heads, features = shape
     made = PLANS.plan(handle)
     if len(made.arrays.order) != n:
         raise RuntimeError(f"numba backend: the plan is of {len(made.arrays.order)} atoms, the operands of {n}")
@@ -104,7 +112,7 @@ def _backward(
     dy: Tensor, memory: Tensor, handle: Tensor, basis: Sequence[float], cutoff_sigmas: float, weight_heads: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v (N, H, D), precision (N, H), weight (weight_heads, D, K), from what the forward kept."""
-    return _kernels(handle, dy, basis, cutoff_sigmas).backward(dy.contiguous(), memory, weight_heads)
+    return _kernels(handle, dy.shape, basis, cutoff_sigmas).backward(dy.contiguous(), memory, weight_heads)
 
 
 _attention_backward = torch.library.custom_op("crystalformer::numba_attention_backward", _backward, mutates_args=())
