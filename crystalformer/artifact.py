@@ -206,7 +206,7 @@ class Predictor:
         Batches are as large as memory allows (``batch_work``), ``batch_size`` crystals at most if given; the values
         do not depend on it. Cells are taken as they are, nothing is reduced: attention sums over all periodic images
         and pooling over the cell, so a crystal has the same prediction in its primitive and in any larger cell
-        (tested in real space to 1e-5); the primitive one is the fastest.
+        (tested in real space to 1e-5), of which equivalent atoms are computed once (equivalence.py).
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")

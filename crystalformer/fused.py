@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from crystalformer.batch import CrystalBatch
 from crystalformer.ops.attention import chosen_backend
+from crystalformer.positive import positive, positive_slope
 
 if TYPE_CHECKING:
     from crystalformer.config import PositiveFunction
@@ -108,21 +109,6 @@ def encode(blocks: Sequence[EncoderBlock], x: Tensor, batch: CrystalBatch) -> Te
     return x
 
 
-def positive_slope(rho: Tensor, x: Tensor, function: PositiveFunction, lower: float) -> Tensor:
-    """Derivative of layers.positive at x, where it is rho; elementwise, any shape."""
-    b, beta = lower, function.beta
-    if function.name == "elu":
-        return ((rho - b) * (beta / (1 - b))).clamp_max_(beta)
-    if function.name == "abs":
-        return x.sign() * (1 - b)
-    if function.name == "exp":
-        return (rho - b) * (beta / (1 - b))
-    if function.name == "softplus":
-        return 1 - torch.exp((b - rho) * beta)
-    above = rho - b
-    return above * (1 - above / (1 / b - b)) * (beta * (1 + b) / (1 - b))
-
-
 def _layer(block: EncoderBlock, atoms: int, batch: CrystalBatch) -> Layer:
     from crystalformer.ops.numba import kernels_of
 
@@ -197,8 +183,6 @@ class _Encoder(torch.autograd.Function):
 
 
 def _forward(layer: Layer, x: Tensor, w: Weights) -> tuple[Tensor, Kept]:
-    from crystalformer.layers import positive
-
     q, k, v = (
         torch.addmm(bias, x, weight.t()).view(layer.shape)
         for weight, bias in ((w.query, w.query_bias), (w.key, w.key_bias), (w.value, w.value_bias))

@@ -4,7 +4,8 @@ A run needs its neighbours within a radius that follows from scale_real, gauss_l
 every trial needs another one. Lists within a larger radius hold those within a smaller one, in the same order:
 the library finds them for radii that grow by ``STEP`` from the radius of the settings as given, whose lists
 ``crystalformer train`` uses as well, keeps them on disk beside the data for this and every later search, and cuts
-them to a trial's own radius. A trial's tables are then the very ones that ``train`` would use.
+them to a trial's own radius. A trial's tables are then the very ones that ``train`` would use, but where only
+the larger radius tells two atoms of a crystal apart: then both are computed, with the same result.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from torch.nn import functional
 
 from crystalformer import ModelConfig
 from crystalformer.config import PositiveFunction
-from crystalformer.layers import EncoderBlock, PeriodicAttention, positive
+from crystalformer.layers import EncoderBlock, PeriodicAttention
 from crystalformer.ops import RadialBasis
 from crystalformer.ops.reference import attend_real
+from crystalformer.positive import positive
 from tests.crystalformer.crystals import batch_of, golden_crystals
 
 SMALL = {"model_dim": 32, "head_num": 4, "ff_dim": 48, "num_layers": 3, "value_pe_dist_real": 16}
