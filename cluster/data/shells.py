@@ -2,8 +2,8 @@
 
 Workers of a node map the same memory. Shells depend on the crystal and the radius alone, so they serve every epoch,
 layer, worker and later run (a list of 12 atoms within 11.9 Å takes about 0.3 ms to find, 1.5 ms without numba; which
-atoms are alike, 0.06 and 0.5 ms). A model that computes equivalent atoms once needs the lists of distinct atoms alone:
-in the embedded sets these hold a tenth to a quarter of the shells.
+atoms are alike, 0.06 and 0.5 ms). A model that computes equivalent atoms once needs the lists of distinct ones alone,
+in the embedded sets a tenth to a quarter.
 """
 
 from __future__ import annotations
