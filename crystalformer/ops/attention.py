@@ -50,6 +50,8 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     Phi_ij = sum_k exp(-½ rho_i scale² |k|²) cos(k (p_j - p_i)) over the reciprocal lattice; no W b term.
 
     q, k, v (N, H, D): projections of the packed atoms of ``batch``, q not yet divided by sqrt(D).
+    A batch of distinct atoms alone (``CrystalBatch.distinct``) will do where only shells are looked at: in the real domain
+    by all backends but "reference".
     rho (N, H): at least ``rho_min`` > 0. scale: Å. radial and weight (H or 1, D, K): the W b term, or None for none.
     cutoff_sigmas: an atom's sum ends at this many widths of its own widest Gaussian (reci: of the widest admitted).
     backend: "reference" (the dense oracle), "torch", "numba" (real domain, CPU, all but float64), "triton" (real
@@ -62,6 +64,8 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     if domain == "reci" and weight is not None:
         raise ValueError("the reciprocal domain has no W b term: radial and weight must be None")
     chosen = chosen_backend(backend, domain, q, radial)
+    if batch.multiplicity is not None and (domain == "reci" or chosen == "reference"):
+        raise ValueError("batch must hold all atoms of its crystals here, not the distinct ones alone")
     if domain == "reci":
         return _reciprocal(q, k, v, rho, batch, scale, rho_min, cutoff_sigmas, chosen)
     if chosen in _KERNELS.values():

@@ -7,6 +7,7 @@ import torch
 from crystalformer import CrystalBatch, Crystalformer, ModelConfig, equivalence
 from crystalformer.batch import Disorder
 from crystalformer.equivalence import EQUIVALENT_GAP, Rows, by_numpy, distinct_atoms, kinds
+from crystalformer.ops import periodic_attention
 from tests.crystalformer import golden
 from tests.crystalformer.crystals import Crystal, batch_of, embedded_crystals, golden_crystals, random_crystal
 
@@ -241,6 +242,15 @@ def test_models_for_which_alike_is_not_the_same_keep_all_atoms(settings):
     assert seen == [8]
     with pytest.raises(ValueError, match="all atoms of its crystals"):
         model(batch_of(rock_salt()).distinct(20.0))
+
+
+@pytest.mark.parametrize("settings", [{"domain": "reci"}, {"backend": "reference"}])
+def test_the_operator_refuses_distinct_atoms_where_the_others_are_missed(settings):
+    batch = distinct(rock_salt())
+    q = torch.ones(2, 2, 4)
+    with pytest.raises(ValueError, match="all atoms of its crystals here"):
+        periodic_attention(q, q, q, torch.ones(2, 2), batch, scale=0.5, rho_min=0.5, **settings)
+    assert periodic_attention(q, q, q, torch.ones(2, 2), batch, scale=0.5, rho_min=0.5).shape == q.shape
 
 
 def test_a_batch_of_distinct_atoms_is_no_whole_crystal():
