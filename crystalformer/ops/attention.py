@@ -50,8 +50,7 @@ def periodic_attention(  # noqa: PLR0913 - the operands of one equation
     Phi_ij = sum_k exp(-½ rho_i scale² |k|²) cos(k (p_j - p_i)) over the reciprocal lattice; no W b term.
 
     q, k, v (N, H, D): projections of the packed atoms of ``batch``, q not yet divided by sqrt(D).
-    A batch of distinct atoms alone (``CrystalBatch.distinct``) will do where only shells are looked at: in the real domain
-    by all backends but "reference".
+    batch: distinct atoms alone (``CrystalBatch.distinct``) will do in the real domain, but not for "reference".
     rho (N, H): at least ``rho_min`` > 0. scale: Å. radial and weight (H or 1, D, K): the W b term, or None for none.
     cutoff_sigmas: an atom's sum ends at this many widths of its own widest Gaussian (reci: of the widest admitted).
     backend: "reference" (the dense oracle), "torch", "numba" (real domain, CPU, all but float64), "triton" (real
