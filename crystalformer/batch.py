@@ -295,7 +295,7 @@ class CrystalBatch:
             return known
         if self.multiplicity is not None:
             raise ValueError(f"shells within {radius:g} Å cannot be found of a batch's distinct atoms alone")
-        self.attach_shells(self._found(radius))
+        self.attach_shells(self._found(radius).to(self.device))
         return self._shells[radius]
 
     def _known(self, radius: float) -> PackedShells | None:
@@ -351,7 +351,7 @@ class CrystalBatch:
         alike = kinds(*(t.cpu().numpy() for t in (self.atomic_numbers, *species)))
         found = distinct_atoms(self.sizes.cpu().numpy(), alike, shells.rows)
         atom, multiplicity, sizes = (
-            torch.from_numpy(v).to(self.device) for v in (found.atom, found.multiplicity, found.sizes)
+            moved(torch.from_numpy(v), self.device) for v in (found.atom, found.multiplicity, found.sizes)
         )
         self.attach_distinct(
             atom, multiplicity, sizes, PackedShells.of_rows(found.rows, shells.radius).to(self.device)
@@ -359,6 +359,7 @@ class CrystalBatch:
 
     @lasting
     def _found(self, radius: float) -> PackedShells:
+        """On the CPU."""
         sizes = self.sizes.tolist()
         positions = self.positions.cpu().numpy()
         lattice = self.lattice.cpu().numpy()
@@ -367,4 +368,4 @@ class CrystalBatch:
             find_shells(positions[end - size : end], cell, radius)
             for size, end, cell in zip(sizes, ends, lattice, strict=True)
         ]
-        return PackedShells.pack(found, sizes, radius).to(self.device)
+        return PackedShells.pack(found, sizes, radius)
