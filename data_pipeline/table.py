@@ -68,15 +68,16 @@ class StructureTable:
         self.target_names = tuple(targets)
         self._offsets, numbers = list_values(table.column("atomic_numbers"))
         self._numbers = _flat_numbers(numbers)
-        self._position_offsets, positions = list_values(table.column("positions"))
+        position_offsets, positions = list_values(table.column("positions"))
         self._positions = fixed_values(positions, 3).reshape(-1, 3)
         self._lattice = fixed_values(table.column("lattice"), 9).reshape(-1, 3, 3)
         self._ids = one_chunk(table.column("material_id"))
         self._targets = [_flat(table.column(name)) for name in targets]
         self._kept = self._rows_with_targets(len(table))
         self._disorder = _DisorderColumn(table.column("disorder"))
-        if not np.array_equal(np.diff(self._offsets), np.diff(self._position_offsets)):
+        if not np.array_equal(np.diff(self._offsets), np.diff(position_offsets)):
             raise DataError(f"{where}: a row has another number of positions than of atomic numbers")
+        self._first_position = int(position_offsets[0] - self._offsets[0])
 
     @classmethod
     def open(cls, folder: Path, targets: Sequence[str] = ()) -> Self:
@@ -127,10 +128,10 @@ class StructureTable:
         stored = self._stored(rows)
         sizes = self._offsets[stored + 1] - self._offsets[stored]
         starts = np.cumsum(sizes) - sizes
-        within = np.arange(int(sizes.sum())) - np.repeat(starts, sizes)
+        atoms = np.arange(int(sizes.sum())) + np.repeat(self._offsets[stored] - starts, sizes)
         return PackedStructures(
-            positions=self._positions[np.repeat(self._position_offsets[stored], sizes) + within],
-            atomic_numbers=self._numbers[np.repeat(self._offsets[stored], sizes) + within].astype(np.int64),
+            positions=self._positions[atoms + self._first_position],
+            atomic_numbers=self._numbers[atoms].astype(np.int64),
             lattice=self._lattice[stored],
             sizes=sizes,
             disorder=self._disorder.gather(stored, starts),

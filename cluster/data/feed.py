@@ -71,9 +71,12 @@ class Feed:
         """(rows,) work of each crystal: its shells and atoms, or its pairs of atoms where no layer needs shells."""
         if radius == 0:
             self.costs = self._structures.sizes**2
-        self.shells: IntArray = self._shells.shells if self._stored is None else self._shells.shells[self._stored]
-        """(rows,) shells of each crystal."""
         tables.release()
+
+    @property
+    def shells(self) -> IntArray:
+        """(rows,) shells of each crystal."""
+        return self._shells.shells if self._stored is None else self._shells.shells[self._stored]
 
     @property
     def num_rows(self) -> int:

@@ -230,16 +230,20 @@ class ShellTable:
     def __init__(self, table: pa.Table, radius: float) -> None:
         self.radius = radius
         self._rows_at, self._rows_an_atom = flatten(table.column("rows_an_atom"))
-        self._sizes: IntArray = np.diff(self._rows_at)
         self._at, self._neighbor = flatten(table.column("neighbor"))
         _, self._distance = flatten(table.column("distance"))
         _, self._count = flatten(table.column("count"))
         _, self._atom = flatten(table.column("atom"))
         _, self._multiplicity = flatten(table.column("multiplicity"))
-        self.shells: IntArray = np.diff(self._at)
-        """(crystals,) their number."""
-        self.costs: IntArray = self.shells + ATOM_SHELLS * self._sizes
+        self.costs: IntArray = np.diff(self._rows_at)
         """(crystals,) the work that each crystal is, in shells."""
+        self.costs *= ATOM_SHELLS
+        self.costs += self.shells
+
+    @property
+    def shells(self) -> IntArray:
+        """(crystals,) their number. Not kept: every process of a node would have its own."""
+        return np.asarray(np.diff(self._at))
 
     def attach(self, batch: CrystalBatch, rows: IntArray) -> None:
         """Hand the lists of the given crystals to a batch of them in that order."""
@@ -247,21 +251,21 @@ class ShellTable:
         if not len(self._atom):
             batch.attach_shells(shells)
             return
-        sizes, entry = self._sizes[rows], self._atoms_of(rows)
+        sizes, entry = _lengths(self._rows_at, rows), self._atoms_of(rows)
         atom = self._atom[entry] + np.repeat(_ends(batch.sizes.numpy())[:-1], sizes)
         multiplicity = self._multiplicity[entry]
         batch.attach_distinct(torch.from_numpy(atom), torch.from_numpy(multiplicity), torch.from_numpy(sizes), shells)
 
     def _atoms_of(self, rows: IntArray) -> IntArray:
         """Where the values of the given crystals' atoms are in the table."""
-        sizes = self._sizes[rows]
+        sizes = _lengths(self._rows_at, rows)
         ends = np.cumsum(sizes)
         within = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
         return np.asarray(within + np.repeat(self._rows_at[rows], sizes))
 
     def pack(self, rows: IntArray) -> PackedShells:
         """The lists of the given crystals one after another, those of their distinct atoms where they hold these."""
-        lengths, sizes = self.shells[rows], self._sizes[rows]
+        lengths, sizes = _lengths(self._at, rows), _lengths(self._rows_at, rows)
         ends = np.concatenate([[0], np.cumsum(lengths)])
         first_atom = np.cumsum(sizes) - sizes
         neighbor = np.empty(ends[-1], dtype=np.int64)
@@ -285,6 +289,10 @@ class ShellTable:
             distance=torch.from_numpy(distance),
             count=torch.from_numpy(count),
         )
+
+
+def _lengths(offsets: IntArray, rows: IntArray) -> IntArray:
+    return np.asarray(offsets[rows + 1] - offsets[rows])
 
 
 def list_column(offsets: IntArray, values: npt.NDArray[Any], kind: pa.DataType) -> pa.LargeListArray:

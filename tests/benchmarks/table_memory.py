@@ -20,7 +20,7 @@ from tests.benchmarks.measure import Row
 from tests.benchmarks.memory import pss_mb
 
 DATASET = "elastic_tensor_2015"
-COPIES = 16
+COPIES = 80
 """The training split so many times over: a table that stands out of what processes allocate anyway."""
 
 RADIUS = ModelConfig().neighbor_radius
