@@ -54,10 +54,12 @@ class Plan(NamedTuple):
 class PairPlan:
     """A batch's plan, and what is kept with it.
 
+    placed: the plan for arrays whose atoms are in its order already; itself where that is the batch's.
     features: of each radial basis (count, spacing and width in Å), as operands.Features keeps them.
     """
 
     arrays: Plan
+    placed: Plan
     features: dict[tuple[int, float, float], tuple[Floats, Int32Array, IntArray]] = field(default_factory=dict)
 
     @classmethod
@@ -67,8 +69,9 @@ class PairPlan:
         # Tables keep both in half the space; kernels for either would be compiled twice.
         distance = shells.distance.numpy().astype(np.float64, copy=False)
         count = shells.count.numpy().astype(np.int64, copy=False)
-        order = np.arange(len(ptr) - 1)
+        order = places = np.arange(len(ptr) - 1)
         if _spread(ptr, neighbor) > NEAR:
+            order = np.empty_like(places)
             _cluster(ptr, neighbor, order)
         start, stop = ptr[:-1][order], ptr[1:][order]
         pair, pair_ptr = np.empty(len(neighbor), np.int32), np.zeros(len(ptr), np.int64)
@@ -77,7 +80,7 @@ class PairPlan:
         plan = Plan(order, start, stop, distance, farness, images, pair, pair_ptr, key, nearest)
         found = _join(plan, neighbor, count)
         arrays = plan._replace(key=key[:found].copy(), nearest=nearest[:found].copy())
-        return cls(arrays=arrays)
+        return cls(arrays=arrays, placed=arrays if order is places else arrays._replace(order=places))
 
 
 PLANS: Handles[PairPlan] = Handles()

@@ -53,12 +53,12 @@ def backward_pass(
     """Fill the gradients of all but y, whose own is given, from what the forward left in the memory."""
     kept, order, heads = kept_in(memory, sizes), plan.order, outer.heads
     rows = reach(plan, kept.c, heads, cutoff_sigmas)
-    grads, by_key, threads = _gradients(outer, sizes, rows, kept), sort_by_key(rows), _threads(team, rows)
+    grads, by_key, threads = gradients_of(len(outer.weight) > 0, sizes, rows.offset[-1]), sort_by_key(rows), _threads(team, rows)
     first, second = np.zeros(1, np.int64), np.zeros(1, np.int64)
     fork(_query_parts, team.parallel, threads, (first, outer, rows, sizes, radial, kept, grads))
     fork(_key_chunks, team.parallel, threads, (second, outer, rows, sizes, by_key, kept, grads))
     if len(outer.weight):
-        _sum_parts(grads.dweight, len(kept.weight))
+        sum_parts(grads.dweight, len(kept.weight))
         weight_from_lanes(grads.dweight, heads, sizes.features, outer.bases, sizes.bases, outer.weight)
     from_lanes(grads.dc, order, heads, 1, 0, sizes.atoms, outer.c)
 
@@ -83,7 +83,7 @@ def _threads(team: Team, rows: Rows) -> int:
 
 
 @compiled
-def _own(radial: Features, rows: Rows, sizes: Sizes) -> Features:
+def own_features(radial: Features, rows: Rows, sizes: Sizes) -> Features:
     """The features kept with the batch or, where none are kept, a thread's own memory for an atom's."""
     if len(radial.made) or sizes.window == 0:
         return radial
@@ -96,7 +96,7 @@ def _own(radial: Features, rows: Rows, sizes: Sizes) -> Features:
 @compiled
 def _forward_chunks(counter: IntArray, outer: Outer, rows: Rows, sizes: Sizes, radial: Features, kept: Kept) -> None:
     """One thread's share of y."""
-    own, order, heads, features = _own(radial, rows, sizes), rows.plan.order, outer.heads, sizes.features
+    own, order, heads, features = own_features(radial, rows, sizes), rows.plan.order, outer.heads, sizes.features
     first = claim(counter) * CHUNK
     while first < sizes.atoms:
         last = min(first + CHUNK, sizes.atoms)
@@ -116,7 +116,7 @@ def _query_parts(
     grads: Gradients,
 ) -> None:
     """One thread's share of dq, the pairs' gradients and the parts of dweight."""
-    own, order, heads, features = _own(radial, rows, sizes), rows.plan.order, outer.heads, sizes.features
+    own, order, heads, features = own_features(radial, rows, sizes), rows.plan.order, outer.heads, sizes.features
     first = claim(counter) * sizes.part
     while first < sizes.atoms:
         last = min(first + sizes.part, sizes.atoms)
@@ -150,16 +150,17 @@ def _key_chunks(
 
 
 @compiled
-def _gradients(outer: Outer, sizes: Sizes, rows: Rows, kept: Kept) -> Gradients:
-    row, parts = len(kept.q), -(-sizes.atoms // sizes.part)
-    weight = len(kept.weight) if len(outer.weight) else 0
+def gradients_of(weighted: bool, sizes: Sizes, pairs: int) -> Gradients:  # noqa: FBT001
+    """Memory for what the backward reads and writes, of at most so many pairs, with parts of dweight or without."""
+    lanes, parts = sizes.groups * sizes.atoms * LANES, -(-sizes.atoms // sizes.part)
+    row, weight = lanes * sizes.features, sizes.groups * LANES * sizes.features * sizes.bases if weighted else 0
     dy, dq, dk, dv = np.empty(row, F), np.empty(row, F), np.empty(row, F), np.empty(row, F)
-    pairs = np.empty(2 * sizes.groups * rows.offset[-1] * LANES, F)
-    return Gradients(dy, dq, dk, dv, np.empty(len(kept.c), F), pairs, np.empty(parts * weight, F))
+    both = np.empty(2 * sizes.groups * pairs * LANES, F)
+    return Gradients(dy, dq, dk, dv, np.empty(lanes, F), both, np.empty(parts * weight, F))
 
 
 @compiled
-def _sum_parts(values: Floats, size: int) -> None:
+def sum_parts(values: Floats, size: int) -> None:
     """Leave the sum over all parts of that size in the first."""
     for part in range(size, len(values), size):
         for x in range(0, size, LANES):

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.datamodel import models
-from numba.extending import intrinsic, register_model
+from numba.extending import intrinsic, register_jitable, register_model
 from numba.np.arrayobj import make_array
 
 from crystalformer.ops.numba.kept import Kept, stamp_of_code
@@ -86,6 +86,12 @@ def inlined(function: Function) -> Function:
     return part
 
 
+def either(function: Function) -> Function:
+    """The function, for Python as for compiled ones."""
+    both: Function = register_jitable(function)
+    return both
+
+
 @inlined
 def halves(a: Any) -> Any:  # noqa: ANN401 - a wide vector, and one of eight
     """The sum of the first eight lanes of sixteen and the last eight."""
@@ -140,7 +146,7 @@ def broadcast(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
         data = make_array(signature.args[0])(context, builder, args[0]).data
-        return _splat(builder, builder.load(builder.gep(data, [args[1]])))
+        return splat_of(builder, builder.load(builder.gep(data, [args[1]])))
 
     return vector(array, types.intp), code
 
@@ -205,7 +211,7 @@ def splat(typing: Any, value: Any) -> Typed:  # noqa: ANN401
     """One float32 eight times."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
-        return _splat(builder, args[0])
+        return splat_of(builder, args[0])
 
     return vector(types.float32), code
 
@@ -215,7 +221,7 @@ def splat_wide(typing: Any, value: Any) -> Typed:  # noqa: ANN401
     """One float32 sixteen times."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
-        return _splat(builder, args[0], WIDE)
+        return splat_of(builder, args[0], WIDE)
 
     return wide(types.float32), code
 
@@ -270,7 +276,7 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Typed:  # noqa: ANN401
     """a b + c."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
-        return _fma(builder, *args)
+        return sum_of_product(builder, *args)
 
     return a(a, b, c), code
 
@@ -326,6 +332,17 @@ def larger(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401
 
 
 @intrinsic
+def where_above(typing: Any, a: Any, b: Any) -> Typed:  # noqa: ANN401
+    """b where a is not 0 or less, lane by lane, elsewhere 0."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+        zero = ir.Constant(args[0].type, [0.0] * args[0].type.count)
+        return builder.select(builder.fcmp_ordered("<=", args[0], zero), zero, args[1])
+
+    return a(a, b), code
+
+
+@intrinsic
 def exp(typing: Any, a: Any) -> Typed:  # noqa: ANN401
     """e^x of x <= 0 to 1.5e-7 of itself; 0 for x of -32 and below, NaN for NaN."""
 
@@ -339,14 +356,14 @@ def exp(typing: Any, a: Any) -> Typed:  # noqa: ANN401
         low = floats(_LOWEST)
         counts = builder.fcmp_unordered("<", low, args[0])
         x = builder.select(counts, args[0], low)
-        power = builder.fptosi(_fma(builder, x, floats(_LOG2_E), floats(-0.5)), whole_kind)
+        power = builder.fptosi(sum_of_product(builder, x, floats(_LOG2_E), floats(-0.5)), whole_kind)
         whole = builder.sitofp(power, kind)
-        rest = _fma(builder, whole, floats(-_LN2_LOW), _fma(builder, whole, floats(-_LN2_HIGH), x))
+        rest = sum_of_product(builder, whole, floats(-_LN2_LOW), sum_of_product(builder, whole, floats(-_LN2_HIGH), x))
         series = floats(_EXPONENTIAL[0])
         for factor in _EXPONENTIAL[1:]:
-            series = _fma(builder, series, rest, floats(factor))
+            series = sum_of_product(builder, series, rest, floats(factor))
         square = builder.fmul(rest, rest, flags=_FUSED)
-        mantissa = _fma(builder, series, square, builder.fadd(rest, floats(1.0), flags=_FUSED))
+        mantissa = sum_of_product(builder, series, square, builder.fadd(rest, floats(1.0), flags=_FUSED))
         biased = builder.add(power, ir.Constant(whole_kind, [127] * kind.count))
         scale = builder.bitcast(builder.shl(biased, ir.Constant(whole_kind, [23] * kind.count)), kind)
         return builder.select(counts, builder.fmul(mantissa, scale, flags=_FUSED), floats(0.0))
@@ -360,7 +377,13 @@ def _address(context: Any, builder: Any, signature: Any, args: Any, kind: Any) -
     return builder.bitcast(builder.gep(data, [args[1]]), kind.as_pointer())
 
 
-def _splat(builder: Any, value: Any, lanes: int = LANES) -> Any:  # noqa: ANN401
+def vector_of(builder: Any, address: Any, lanes: int) -> Any:  # noqa: ANN401
+    """In code: the address of a number as that of so many."""
+    return builder.bitcast(address, ir.VectorType(ir.FloatType(), lanes).as_pointer())
+
+
+def splat_of(builder: Any, value: Any, lanes: int = LANES) -> Any:  # noqa: ANN401
+    """In code: a number so many times."""
     nothing = ir.Constant(ir.VectorType(ir.FloatType(), lanes), ir.Undefined)
     first = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
     return _shuffled(builder, first, [0] * lanes)
@@ -372,5 +395,6 @@ def _shuffled(builder: Any, a: Any, lanes: list[int], b: Any = None) -> Any:  # 
     return builder.shuffle_vector(a, second, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
 
 
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ANN401
+def sum_of_product(builder: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ANN401
+    """In code: a b + c."""
     return builder.fadd(builder.fmul(a, b, flags=_FUSED), c, flags=_FUSED)

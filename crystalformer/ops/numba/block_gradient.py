@@ -1,0 +1,199 @@
+"""The gradient of an encoder block in compiled passes. Legend of shapes: block.py."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from crystalformer.ops.numba.block import CHUNK, Block, Parameters, omega_of, threads_for
+from crystalformer.ops.numba.fork import claim, fork
+from crystalformer.ops.numba.kernels import backward_keys, backward_queries
+from crystalformer.ops.numba.lanes import from_lanes, to_lanes, weight_from_lanes
+from crystalformer.ops.numba.operands import ByKey, Gradients, Rows, Sizes, Team, reach, sort_by_key
+from crystalformer.ops.numba.pairs import Floats, IntArray, Plan
+from crystalformer.ops.numba.passes import own_features, sum_parts
+from crystalformer.ops.numba.products import matrix, multiply, turned
+from crystalformer.ops.numba.radial import backward_weight
+from crystalformer.ops.numba.rho import slope_of
+from crystalformer.ops.numba.simd import (
+    LANES,
+    WIDE,
+    add,
+    compiled,
+    fma,
+    load,
+    load_wide,
+    splat,
+    splat_wide,
+    store,
+    where_above,
+)
+
+F = np.float32
+ROWS = 48
+"""Of a weight's gradient that a thread takes at a time: eight tiles."""
+
+
+class Flow(NamedTuple):
+    """Gradients of what a block computes, of its features behind it, dx2, and before it, dx, and between (block.Block).
+
+    dq, dk, dv (N, F): of what its projections give. attention: the kernels'.
+    """
+
+    dx2: Floats
+    dinner: Floats
+    dx1: Floats
+    dq: Floats
+    dk: Floats
+    dv: Floats
+    dx: Floats
+    attention: Gradients
+
+
+@compiled
+def backward_block(block: Block, plan: Plan, flow: Flow, out: Parameters, team: Team) -> None:
+    """Fill dx, and the gradients of the block's parameters; dx2 is given, what is between is overwritten."""
+    sizes, kept, grads = block.sizes, block.kept, flow.attention
+    rows, omega = reach(plan, kept.c, block.heads, block.constants.cutoff_sigmas), omega_of(block)
+    by_key, threads = sort_by_key(rows), threads_for(team, sizes.atoms)
+    first, second, third = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
+    fork(_query_parts, team.parallel, threads, (first, block, rows, flow, omega))
+    fork(_key_chunks, team.parallel, threads, (second, block, rows, by_key, flow))
+    fork(_weight_parts, team.parallel, threads, (third, block, flow, out))
+    _direction(grads.dc, kept.q, sizes, omega)
+    from_lanes(omega, np.zeros(1, np.int64), block.heads, sizes.features, 0, 1, out.direction)
+    if block.bases:
+        sum_parts(grads.dweight, len(kept.weight))
+        _radial_weight(block, grads.dweight, out.radial)
+
+
+@compiled
+def _query_parts(counter: IntArray, block: Block, rows: Rows, flow: Flow, omega: Floats) -> None:
+    """One thread's share of the feed-forward network's gradients, dq, the pairs' and the parts of dweight."""
+    sizes, f, part, kept, grads = block.sizes, block.features, block.sizes.part, block.kept, flow.attention
+    own, row, place = own_features(block.radial, rows, sizes), np.empty(part * f, F), np.arange(sizes.atoms) % part
+    first = claim(counter) * part
+    while first < sizes.atoms:
+        last = min(first + part, sizes.atoms)
+        _feed_back(block, flow, first, last, row)
+        to_lanes(row, place, block.heads, sizes.features, first, last, grads.dy)
+        backward_queries(rows, sizes, own, first, last, kept, grads)
+        if block.bases:
+            backward_weight(sizes, first, last, grads.dy, kept.sums, grads.dweight)
+        _through_rho(block, grads, omega, first, last)
+        from_lanes(grads.dq, rows.plan.order, block.heads, sizes.features, first, last, flow.dq)
+        first = claim(counter) * part
+
+
+@compiled
+def _feed_back(block: Block, flow: Flow, first: int, last: int, dy: Floats) -> None:
+    """Fill dinner and dx1 of atoms first..last-1, and rows of dy."""
+    f, m, w, count = block.features, block.hidden, block.parameters, last - first
+    dx1, dinner = matrix(flow.dx1, first * f, f), matrix(flow.dinner, first * m, m)
+    multiply(matrix(flow.dx2, first * f, f), matrix(w.second, 0, m), dinner, (count, m, f), False)
+    for i in range(first * m, last * m, WIDE):
+        store(flow.dinner, i, where_above(load_wide(block.inner, i), load_wide(flow.dinner, i)))
+    _copy(flow.dx2, flow.dx1, first * f, last * f)
+    multiply(dinner, matrix(w.first, 0, f), dx1, (count, f, m), True)
+    multiply(dx1, matrix(w.out, 0, f), matrix(dy, 0, f), (count, f, f), False)
+
+
+@compiled
+def _copy(values: Floats, out: Floats, first: int, last: int) -> None:
+    for i in range(first, last, WIDE):
+        store(out, i, load_wide(values, i))
+
+
+@compiled
+def _through_rho(block: Block, grads: Gradients, omega: Floats, first: int, last: int) -> None:
+    """Turn dc of atoms first..last-1 into the gradient of omega q, and add what it gives to dq."""
+    atoms, size = block.sizes.atoms, block.sizes.features * LANES
+    factor = block.constants.precision * (block.constants.scale or 1.0)
+    for group in range(block.sizes.groups):
+        for atom in range(group * atoms + first, group * atoms + last):
+            for lane in range(atom * LANES, (atom + 1) * LANES):
+                grads.dc[lane] *= factor * slope_of(block.argument[lane], block.value[lane], block.rho)
+            d_product = load(grads.dc, atom * LANES)
+            for d in range(0, size, LANES):
+                at = atom * size + d
+                store(grads.dq, at, fma(d_product, load(omega, group * size + d), load(grads.dq, at)))
+
+
+@compiled
+def _key_chunks(counter: IntArray, block: Block, rows: Rows, by_key: ByKey, flow: Flow) -> None:
+    """One thread's share of dk, dv and dx, when every pair's gradients are there."""
+    sizes, f, w, order, grads = block.sizes, block.features, block.parameters, rows.plan.order, flow.attention
+    jobs = (flow.dq, w.query), (flow.dk, w.key), (flow.dv, w.value)
+    first = claim(counter) * CHUNK
+    while first < sizes.atoms:
+        last = min(first + CHUNK, sizes.atoms)
+        backward_keys(by_key, rows, sizes, first, last, block.kept, grads)
+        from_lanes(grads.dk, order, block.heads, sizes.features, first, last, flow.dk)
+        from_lanes(grads.dv, order, block.heads, sizes.features, first, last, flow.dv)
+        _copy(flow.dx1, flow.dx, first * f, last * f)
+        shape, dx = (last - first, f, f), matrix(flow.dx, first * f, f)
+        for values, weight in jobs:
+            multiply(matrix(values, first * f, f), matrix(weight, 0, f), dx, shape, True)
+        first = claim(counter) * CHUNK
+
+
+@compiled
+def _weight_parts(counter: IntArray, block: Block, flow: Flow, out: Parameters) -> None:
+    """One thread's share of the gradients of the linear layers."""
+    f, m, atoms = block.features, block.hidden, block.sizes.atoms
+    jobs = (
+        (flow.dinner, m, block.x1, f, out.first, out.first_bias),
+        (flow.dx2, f, block.inner, m, out.second, out.second_bias),
+        (flow.dq, f, block.x, f, out.query, out.query_bias),
+        (flow.dk, f, block.x, f, out.key, out.key_bias),
+        (flow.dv, f, block.x, f, out.value, out.value_bias),
+        (flow.dx1, f, block.y, f, out.out, out.out_bias),
+    )
+    part, before = claim(counter), 0
+    for gradient, rows, given, columns, weight, bias in jobs:
+        parts = -(-rows // ROWS)
+        while part < before + parts:
+            first = (part - before) * ROWS
+            last = min(first + ROWS, rows)
+            a, c = turned(gradient, first, rows), matrix(weight, first * columns, columns)
+            multiply(a, matrix(given, 0, columns), c, (last - first, columns, atoms), False)
+            _sum_of_rows(gradient, rows, first, last, bias)
+            part = claim(counter)
+        before += parts
+
+
+@compiled
+def _radial_weight(block: Block, values: Floats, out: Floats) -> None:
+    """Fill the gradient of W from lanes, over all heads where they share it."""
+    heads, features, bases = block.heads, block.sizes.features, block.bases
+    if block.weight_step:
+        weight_from_lanes(values, heads, features, bases, block.sizes.bases, out)
+        return
+    by_head = np.empty(heads * len(out), F)
+    weight_from_lanes(values, heads, features, bases, block.sizes.bases, by_head)
+    out[:] = 0
+    for at in range(0, len(by_head), len(out)):
+        out += by_head[at : at + len(out)]
+
+
+@compiled
+def _sum_of_rows(values: Floats, size: int, first: int, last: int, out: Floats) -> None:
+    """Columns first..last-1 of the sum of all rows, which have ``size`` numbers."""
+    for column in range(first, last, WIDE):
+        total = splat_wide(F(0.0))
+        for at in range(column, len(values), size):
+            total = add(total, load_wide(values, at))
+        store(out, column, total)
+
+
+@compiled
+def _direction(d_product: Floats, q: Floats, sizes: Sizes, out: Floats) -> None:
+    """Fill the gradient of omega (G, 1, D, 8) from that of omega q (G, N, 8)."""
+    size = sizes.features * LANES
+    for group in range(sizes.groups):
+        for d in range(0, size, LANES):
+            total = splat(F(0.0))
+            for atom in range(group * sizes.atoms, (group + 1) * sizes.atoms):
+                total = fma(load(d_product, atom * LANES), load(q, atom * size + d), total)
+            store(out, group * size + d, total)
