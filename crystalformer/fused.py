@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from crystalformer.batch import CrystalBatch
+from crystalformer.batch import CrystalBatch, PackedShells
 from crystalformer.ops.attention import chosen_backend
 
 if TYPE_CHECKING:
     from crystalformer.layers import EncoderBlock
-    from crystalformer.ops.numba.encoder import Constant, Encoder
+    from crystalformer.ops.numba.encoder import Encoder, Layer
 
 
 def applies(blocks: Sequence[EncoderBlock], x: Tensor) -> bool:
@@ -53,31 +53,35 @@ def encode(blocks: Sequence[EncoderBlock], x: Tensor, batch: CrystalBatch) -> Te
     from crystalformer.ops.numba.encoder import Encoder
 
     config = blocks[0].attention.config
-    constants = [_constant(block, len(x), batch) for block in blocks]
+    shells = batch.shells(config.neighborhood.radius)  # one list for all, and one order of its atoms
+    layers = [_layer(block, len(x), shells) for block in blocks]
     rho = config.positive.name, config.positive.beta, config.gauss_lb_real
-    encoder, weights = Encoder(constants, config.ff_dim, rho), [w for block in blocks for w in _weights(block)]
-    plan = constants[0].attention.plan
+    encoder = Encoder(layers, config.ff_dim, rho)
+    weights = [w if w is None else w.contiguous() for block in blocks for w in _weights(block)]
+    plan = layers[0].attention.plan
     order = None if plan.placed is plan.arrays else torch.from_numpy(plan.arrays.order)
     x = (x if order is None else x.index_select(0, order)).contiguous()
-    x = _Encoder.apply(encoder, x, *weights) if torch.is_grad_enabled() else encoder.forward(x, weights, keep=False)[0]
+    if torch.is_grad_enabled():
+        x = _Encoder.apply(encoder, x, *weights)
+    else:
+        x, _ = encoder.forward(x, weights, keep=False)
     return x if order is None else x.index_select(0, order.argsort())
 
 
-def _constant(block: EncoderBlock, atoms: int, batch: CrystalBatch) -> Constant:
+def _layer(block: EncoderBlock, atoms: int, shells: PackedShells) -> Layer:
     from crystalformer.ops.numba import kernels_of
-    from crystalformer.ops.numba.encoder import Constant
+    from crystalformer.ops.numba.encoder import Layer
 
     attention = block.attention
     config, scale = attention.config, attention.config.layer_scale_real(attention.layer)
     s, t = attention.statistics.tolist()
     shape = (atoms, config.head_num, config.head_dim)
-    shells = batch.shells(config.cutoff_sigmas * scale / config.gauss_lb_real**0.5)
     kernels = kernels_of(shells, shape, attention.radial, config.cutoff_sigmas)
-    return Constant(kernels, s, t, 1.0 / (2.0 * scale**2))
+    return Layer(kernels, s, t, 1.0 / (2.0 * scale**2))
 
 
 def _weights(block: EncoderBlock) -> list[Tensor | None]:
-    """As ops.numba.block.Parameters lists them."""
+    """In the order of ops.numba.block."""
     attention = block.attention
     linear = attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, block.linear1, block.linear2
     own = [parameter for module in linear for parameter in (module.weight, module.bias)]

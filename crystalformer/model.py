@@ -82,8 +82,7 @@ class Crystalformer(nn.Module):
         batch = self._seen(self.prepare(batch.to(self.embedding.device)))
         x = first = self.embed(batch).detach().requires_grad_()
         with torch.enable_grad():
-            for block in self.blocks:
-                x = block(x, batch)
+            x = self._encode(x, batch)
             torch.autograd.grad(x.sum(), first)
 
     def embed(self, batch: CrystalBatch) -> Tensor:

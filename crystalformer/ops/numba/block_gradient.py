@@ -6,14 +6,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crystalformer.ops.numba.block import CHUNK, Block, Parameters, omega_of, threads_for
+from crystalformer.ops.numba.block import (
+    CHUNK,
+    DIRECTION,
+    FIRST,
+    KEY,
+    OUT,
+    QUERY,
+    RADIAL,
+    SECOND,
+    VALUE,
+    Block,
+    floats_at,
+    omega_of,
+    places_in_chunks,
+    threads_for,
+)
 from crystalformer.ops.numba.fork import claim, fork
 from crystalformer.ops.numba.kernels import backward_keys, backward_queries
 from crystalformer.ops.numba.lanes import from_lanes, to_lanes, weight_from_lanes
 from crystalformer.ops.numba.operands import ByKey, Gradients, Rows, Sizes, Team, reach, sort_by_key
 from crystalformer.ops.numba.pairs import Floats, IntArray, Plan
-from crystalformer.ops.numba.passes import own_features, sum_parts
-from crystalformer.ops.numba.products import matrix, multiply, turned
+from crystalformer.ops.numba.passes import gradients_of, own_features, sum_parts
+from crystalformer.ops.numba.products import add_product, matrix, set_product, turned
 from crystalformer.ops.numba.radial import backward_weight
 from crystalformer.ops.numba.rho import slope_of
 from crystalformer.ops.numba.simd import (
@@ -22,6 +37,7 @@ from crystalformer.ops.numba.simd import (
     add,
     compiled,
     fma,
+    inlined,
     load,
     load_wide,
     splat,
@@ -36,9 +52,9 @@ ROWS = 48
 
 
 class Flow(NamedTuple):
-    """Gradients of what a block computes, of its features behind it, dx2, and before it, dx, and between (block.Block).
+    """Gradients of what a block computes: dx2 and dx (N, F) of its features behind and before it, others between.
 
-    dq, dk, dv (N, F): of what its projections give. attention: the kernels'.
+    As block.Block's; dq, dk, dv (N, F): of what its projections give.
     """
 
     dx2: Floats
@@ -48,31 +64,36 @@ class Flow(NamedTuple):
     dk: Floats
     dv: Floats
     dx: Floats
-    attention: Gradients
 
 
-@compiled
-def backward_block(block: Block, plan: Plan, flow: Flow, out: Parameters, team: Team) -> None:
+@inlined
+def backward_block(block: Block, plan: Plan, flow: Flow, out: IntArray, team: Team) -> None:
     """Fill dx, and the gradients of the block's parameters; dx2 is given, what is between is overwritten."""
-    sizes, kept, grads = block.sizes, block.kept, flow.attention
+    sizes, kept = block.sizes, block.kept
     rows, omega = reach(plan, kept.c, block.heads, block.constants.cutoff_sigmas), omega_of(block)
     by_key, threads = sort_by_key(rows), threads_for(team, sizes.atoms)
+    grads = gradients_of(block.bases > 0, sizes, rows.offset[-1])
     first, second, third = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
-    fork(_query_parts, team.parallel, threads, (first, block, rows, flow, omega))
-    fork(_key_chunks, team.parallel, threads, (second, block, rows, by_key, flow))
+    fork(_query_parts, team.parallel, threads, (first, block, rows, flow, grads, omega))
+    fork(_key_chunks, team.parallel, threads, (second, block, rows, by_key, flow, grads))
     fork(_weight_parts, team.parallel, threads, (third, block, flow, out))
     _direction(grads.dc, kept.q, sizes, omega)
-    from_lanes(omega, np.zeros(1, np.int64), block.heads, sizes.features, 0, 1, out.direction)
+    direction = floats_at(out[DIRECTION], block.features)
+    from_lanes(omega, np.zeros(1, np.int64), block.heads, sizes.features, 0, 1, direction)
     if block.bases:
         sum_parts(grads.dweight, len(kept.weight))
-        _radial_weight(block, grads.dweight, out.radial)
+        _radial_weight(block, grads.dweight, out[RADIAL])
 
 
 @compiled
-def _query_parts(counter: IntArray, block: Block, rows: Rows, flow: Flow, omega: Floats) -> None:
+def _query_parts(counter: IntArray, block: Block, rows: Rows, flow: Flow, grads: Gradients, omega: Floats) -> None:
     """One thread's share of the feed-forward network's gradients, dq, the pairs' and the parts of dweight."""
-    sizes, f, part, kept, grads = block.sizes, block.features, block.sizes.part, block.kept, flow.attention
-    own, row, place = own_features(block.radial, rows, sizes), np.empty(part * f, F), np.arange(sizes.atoms) % part
+    sizes, f, part, kept = block.sizes, block.features, block.sizes.part, block.kept
+    own, row, place = (
+        own_features(block.radial, rows, sizes),
+        np.empty(part * f, F),
+        places_in_chunks(sizes.atoms, part),
+    )
     first = claim(counter) * part
     while first < sizes.atoms:
         last = min(first + part, sizes.atoms)
@@ -86,26 +107,28 @@ def _query_parts(counter: IntArray, block: Block, rows: Rows, flow: Flow, omega:
         first = claim(counter) * part
 
 
-@compiled
+@inlined
 def _feed_back(block: Block, flow: Flow, first: int, last: int, dy: Floats) -> None:
     """Fill dinner and dx1 of atoms first..last-1, and rows of dy."""
-    f, m, w, count = block.features, block.hidden, block.parameters, last - first
+    f, m, count = block.features, block.hidden, last - first
+    second, one = floats_at(block.parameters[SECOND], f * m), floats_at(block.parameters[FIRST], f * m)
+    out = floats_at(block.parameters[OUT], f * f)
     dx1, dinner = matrix(flow.dx1, first * f, f), matrix(flow.dinner, first * m, m)
-    multiply(matrix(flow.dx2, first * f, f), matrix(w.second, 0, m), dinner, (count, m, f), False)
+    set_product(matrix(flow.dx2, first * f, f), matrix(second, 0, m), dinner, (count, m, f))
     for i in range(first * m, last * m, WIDE):
         store(flow.dinner, i, where_above(load_wide(block.inner, i), load_wide(flow.dinner, i)))
     _copy(flow.dx2, flow.dx1, first * f, last * f)
-    multiply(dinner, matrix(w.first, 0, f), dx1, (count, f, m), True)
-    multiply(dx1, matrix(w.out, 0, f), matrix(dy, 0, f), (count, f, f), False)
+    add_product(dinner, matrix(one, 0, f), dx1, (count, f, m))
+    set_product(dx1, matrix(out, 0, f), matrix(dy, 0, f), (count, f, f))
 
 
-@compiled
+@inlined
 def _copy(values: Floats, out: Floats, first: int, last: int) -> None:
     for i in range(first, last, WIDE):
         store(out, i, load_wide(values, i))
 
 
-@compiled
+@inlined
 def _through_rho(block: Block, grads: Gradients, omega: Floats, first: int, last: int) -> None:
     """Turn dc of atoms first..last-1 into the gradient of omega q, and add what it gives to dq."""
     atoms, size = block.sizes.atoms, block.sizes.features * LANES
@@ -121,10 +144,9 @@ def _through_rho(block: Block, grads: Gradients, omega: Floats, first: int, last
 
 
 @compiled
-def _key_chunks(counter: IntArray, block: Block, rows: Rows, by_key: ByKey, flow: Flow) -> None:
+def _key_chunks(counter: IntArray, block: Block, rows: Rows, by_key: ByKey, flow: Flow, grads: Gradients) -> None:
     """One thread's share of dk, dv and dx, when every pair's gradients are there."""
-    sizes, f, w, order, grads = block.sizes, block.features, block.parameters, rows.plan.order, flow.attention
-    jobs = (flow.dq, w.query), (flow.dk, w.key), (flow.dv, w.value)
+    sizes, f, order = block.sizes, block.features, rows.plan.order
     first = claim(counter) * CHUNK
     while first < sizes.atoms:
         last = min(first + CHUNK, sizes.atoms)
@@ -133,51 +155,54 @@ def _key_chunks(counter: IntArray, block: Block, rows: Rows, by_key: ByKey, flow
         from_lanes(grads.dv, order, block.heads, sizes.features, first, last, flow.dv)
         _copy(flow.dx1, flow.dx, first * f, last * f)
         shape, dx = (last - first, f, f), matrix(flow.dx, first * f, f)
-        for values, weight in jobs:
-            multiply(matrix(values, first * f, f), matrix(weight, 0, f), dx, shape, True)
+        for which, values in ((QUERY, flow.dq), (KEY, flow.dk), (VALUE, flow.dv)):
+            weight = matrix(floats_at(block.parameters[which], f * f), 0, f)
+            add_product(matrix(values, first * f, f), weight, dx, shape)
         first = claim(counter) * CHUNK
 
 
 @compiled
-def _weight_parts(counter: IntArray, block: Block, flow: Flow, out: Parameters) -> None:
+def _weight_parts(counter: IntArray, block: Block, flow: Flow, out: IntArray) -> None:
     """One thread's share of the gradients of the linear layers."""
     f, m, atoms = block.features, block.hidden, block.sizes.atoms
     jobs = (
-        (flow.dinner, m, block.x1, f, out.first, out.first_bias),
-        (flow.dx2, f, block.inner, m, out.second, out.second_bias),
-        (flow.dq, f, block.x, f, out.query, out.query_bias),
-        (flow.dk, f, block.x, f, out.key, out.key_bias),
-        (flow.dv, f, block.x, f, out.value, out.value_bias),
-        (flow.dx1, f, block.y, f, out.out, out.out_bias),
+        (FIRST, flow.dinner, m, block.x1, f),
+        (SECOND, flow.dx2, f, block.inner, m),
+        (QUERY, flow.dq, f, block.x, f),
+        (KEY, flow.dk, f, block.x, f),
+        (VALUE, flow.dv, f, block.x, f),
+        (OUT, flow.dx1, f, block.y, f),
     )
     part, before = claim(counter), 0
-    for gradient, rows, given, columns, weight, bias in jobs:
-        parts = -(-rows // ROWS)
+    for which, gradient, rows, given, columns in jobs:
+        weight, bias, parts = floats_at(out[which], rows * columns), floats_at(out[which + 1], rows), -(-rows // ROWS)
         while part < before + parts:
             first = (part - before) * ROWS
             last = min(first + ROWS, rows)
             a, c = turned(gradient, first, rows), matrix(weight, first * columns, columns)
-            multiply(a, matrix(given, 0, columns), c, (last - first, columns, atoms), False)
+            set_product(a, matrix(given, 0, columns), c, (last - first, columns, atoms))
             _sum_of_rows(gradient, rows, first, last, bias)
             part = claim(counter)
         before += parts
 
 
-@compiled
-def _radial_weight(block: Block, values: Floats, out: Floats) -> None:
-    """Fill the gradient of W from lanes, over all heads where they share it."""
+@inlined
+def _radial_weight(block: Block, values: Floats, address: int) -> None:
+    """Write the gradient of W there from lanes, over all heads where they share it."""
     heads, features, bases = block.heads, block.sizes.features, block.bases
+    one = features * bases
     if block.weight_step:
-        weight_from_lanes(values, heads, features, bases, block.sizes.bases, out)
+        weight_from_lanes(values, heads, features, bases, block.sizes.bases, floats_at(address, heads * one))
         return
-    by_head = np.empty(heads * len(out), F)
+    by_head, out = np.empty(heads * one, F), floats_at(address, one)
     weight_from_lanes(values, heads, features, bases, block.sizes.bases, by_head)
-    out[:] = 0
-    for at in range(0, len(by_head), len(out)):
-        out += by_head[at : at + len(out)]
+    for i in range(one):
+        out[i] = by_head[i]
+        for head in range(1, heads):
+            out[i] += by_head[head * one + i]
 
 
-@compiled
+@inlined
 def _sum_of_rows(values: Floats, size: int, first: int, last: int, out: Floats) -> None:
     """Columns first..last-1 of the sum of all rows, which have ``size`` numbers."""
     for column in range(first, last, WIDE):
@@ -187,7 +212,7 @@ def _sum_of_rows(values: Floats, size: int, first: int, last: int, out: Floats) 
         store(out, column, total)
 
 
-@compiled
+@inlined
 def _direction(d_product: Floats, q: Floats, sizes: Sizes, out: Floats) -> None:
     """Fill the gradient of omega (G, 1, D, 8) from that of omega q (G, N, 8)."""
     size = sizes.features * LANES

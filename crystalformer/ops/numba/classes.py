@@ -48,7 +48,8 @@ def distinct_classes(sizes: IntArray, kinds: IntArray, rows: Rows, near: float, 
         classes, times, merged = _of_crystal(kinds[first : first + size], own, near, gap)
         for i in range(size - 1, -1, -1):
             atom[found + classes[i]] = first + i
-        multiplicity[found : found + len(times)] = times
+        for i in range(len(times)):
+            multiplicity[found + i] = times[i]
         _put(merged, found, out)
         found_sizes[crystal] = len(times)
         found, first = found + len(times), first + size

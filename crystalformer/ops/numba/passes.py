@@ -53,7 +53,11 @@ def backward_pass(
     """Fill the gradients of all but y, whose own is given, from what the forward left in the memory."""
     kept, order, heads = kept_in(memory, sizes), plan.order, outer.heads
     rows = reach(plan, kept.c, heads, cutoff_sigmas)
-    grads, by_key, threads = gradients_of(len(outer.weight) > 0, sizes, rows.offset[-1]), sort_by_key(rows), _threads(team, rows)
+    grads, by_key, threads = (
+        gradients_of(len(outer.weight) > 0, sizes, rows.offset[-1]),
+        sort_by_key(rows),
+        _threads(team, rows),
+    )
     first, second = np.zeros(1, np.int64), np.zeros(1, np.int64)
     fork(_query_parts, team.parallel, threads, (first, outer, rows, sizes, radial, kept, grads))
     fork(_key_chunks, team.parallel, threads, (second, outer, rows, sizes, by_key, kept, grads))

@@ -15,7 +15,18 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 from crystalformer.ops.numba.pairs import Floats
-from crystalformer.ops.numba.simd import LANES, WIDE, Typed, compiled, either, splat_of, sum_of_product, transpose, vector_of
+from crystalformer.ops.numba.simd import (
+    LANES,
+    WIDE,
+    Typed,
+    compiled,
+    either,
+    inlined,
+    splat_of,
+    sum_of_product,
+    transpose,
+    vector_of,
+)
 
 ROWS = 6
 """Most rows of a tile."""
@@ -40,19 +51,19 @@ class Matrix(NamedTuple):
     panel: int
 
 
-@compiled
+@inlined
 def matrix(values: Floats, at: int, row: int) -> Matrix:
     """With rows of ``row`` numbers from ``at`` on."""
     return Matrix(values, at, row, 1, PANEL)
 
 
-@compiled
+@inlined
 def turned(values: Floats, at: int, row: int) -> Matrix:
     """The transpose of one with rows of ``row`` numbers, from ``at`` on; a first factor only."""
     return Matrix(values, at, 1, row, 0)
 
 
-@compiled
+@inlined
 def packed(values: Floats, at: int, depth: int) -> Matrix:
     """What ``pack`` made of a matrix with rows of ``depth`` numbers: its transpose."""
     return Matrix(values, at, PANEL, 1, PANEL * depth)
@@ -73,9 +84,20 @@ def pack(values: Floats, depth: int, first: int, last: int, out: Floats, at: int
             transpose(values, row * depth + k, depth, out, to + k * PANEL, PANEL)
 
 
+@inlined
+def set_product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int]) -> None:
+    """Write a b to c; shape: rows of a, columns of b (a multiple of 16), depth."""
+    _multiply(a, b, c, shape, False)  # noqa: FBT003
+
+
+@inlined
+def add_product(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int]) -> None:
+    """Add a b to c; shape as ``set_product``'s."""
+    _multiply(a, b, c, shape, True)  # noqa: FBT003
+
+
 @compiled
-def multiply(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int], added: bool) -> None:  # noqa: FBT001
-    """Write a b to c, or add it; shape: rows of a, columns of b (a multiple of 16), depth."""
+def _multiply(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int], added: bool) -> None:  # noqa: FBT001
     rows, columns, depth = shape
     for first in range(0, depth, DEPTH):
         part, begun = min(DEPTH, depth - first), added or first > 0
@@ -114,7 +136,7 @@ def _tiles(columns: int) -> Any:  # noqa: ANN401
     wides = columns // WIDE
 
     @intrinsic
-    def tile(typing: Any, a: Any, b: Any, c: Any, rows: Any, place: Any, depth: Any, added: Any) -> Typed:  # noqa: ANN401, PLR0913
+    def tile(typing: Any, a: Any, b: Any, c: Any, rows: Any, place: Any, depth: Any, added: Any) -> Typed:  # noqa: ANN401
         """``rows`` (1 to 6) of a b, over ``depth``, from ``place`` on: a row, a column, and a place in the depth."""
 
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
@@ -141,7 +163,7 @@ def _tiles(columns: int) -> Any:  # noqa: ANN401
     return tile
 
 
-def _place(context: Any, builder: Any, kind: Any, value: Any, row: Any, column: Any) -> _Place:  # noqa: ANN401, PLR0913
+def _place(context: Any, builder: Any, kind: Any, value: Any, row: Any, column: Any) -> _Place:  # noqa: ANN401
     """Of a Matrix from that row and column on."""
     array, at, row_step, step, panel = cgutils.unpack_tuple(builder, value)
     data = make_array(kind[0])(context, builder, array).data

@@ -108,5 +108,6 @@ def _by_atom(
 def _longer(values: Numbers, by: int) -> Numbers:
     """Twice as long and by so many longer, beginning with the same values."""
     out = np.empty(2 * len(values) + by, values.dtype)
-    out[: len(values)] = values
+    for i in range(len(values)):  # to assign a slice, numba would compile its error's message for 2 s
+        out[i] = values[i]
     return out

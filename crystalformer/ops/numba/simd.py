@@ -358,7 +358,9 @@ def exp(typing: Any, a: Any) -> Typed:  # noqa: ANN401
         x = builder.select(counts, args[0], low)
         power = builder.fptosi(sum_of_product(builder, x, floats(_LOG2_E), floats(-0.5)), whole_kind)
         whole = builder.sitofp(power, kind)
-        rest = sum_of_product(builder, whole, floats(-_LN2_LOW), sum_of_product(builder, whole, floats(-_LN2_HIGH), x))
+        rest = sum_of_product(
+            builder, whole, floats(-_LN2_LOW), sum_of_product(builder, whole, floats(-_LN2_HIGH), x)
+        )
         series = floats(_EXPONENTIAL[0])
         for factor in _EXPONENTIAL[1:]:
             series = sum_of_product(builder, series, rest, floats(factor))
