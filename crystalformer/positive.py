@@ -1,4 +1,4 @@
-"""rho: what bounds the precision of an atom's Gaussians (model.md, section 1), and its derivative."""
+"""rho: what bounds the precision of an atom's Gaussians (model.md, section 1)."""
 
 from __future__ import annotations
 
@@ -27,18 +27,3 @@ def positive(x: Tensor, function: PositiveFunction, lower: float) -> Tensor:
         return functional.softplus(x + shift, beta=beta) + b
     slope = beta * (1 + b) / (1 - b)
     return (1 / b - b) * torch.sigmoid(x * slope + math.log(b)) + b
-
-
-def positive_slope(rho: Tensor, x: Tensor, function: PositiveFunction, lower: float) -> Tensor:
-    """Derivative of ``positive`` at x, where it is rho; elementwise, any shape."""
-    b, beta = lower, function.beta
-    if function.name == "elu":
-        return ((rho - b) * (beta / (1 - b))).clamp_max_(beta)
-    if function.name == "abs":
-        return x.sign() * (1 - b)
-    if function.name == "exp":
-        return (rho - b) * (beta / (1 - b))
-    if function.name == "softplus":
-        return 1 - torch.exp((b - rho) * beta)
-    above = rho - b
-    return above * (1 - above / (1 / b - b)) * (beta * (1 + b) / (1 - b))

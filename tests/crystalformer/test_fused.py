@@ -1,15 +1,16 @@
 """The encoder as one node of autograd: the numbers of its modules, which all that looks into them still gets."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from crystalformer import Crystalformer, ModelConfig, fused
-from crystalformer.config import PositiveFunction
-from crystalformer.positive import positive, positive_slope
-from tests.crystalformer.crystals import batch_of, golden_crystals, random_crystal
+from crystalformer.batch import PackedShells
+from crystalformer.ops.numba import launch, pairs
+from tests.crystalformer.crystals import batch_of, golden_crystals, random_crystal, supercell
 from tests.crystalformer.models import SMALL
-
-FUNCTIONS = ["elu=0.1", "elu", "abs", "exp=0.5", "softplus", "softplus=2", "sigmoid=0.7"]
 
 
 def crystals():
@@ -21,10 +22,10 @@ def new_model(**settings) -> Crystalformer:
     return Crystalformer(ModelConfig(**{**SMALL, **settings}))
 
 
-def outcome(model: Crystalformer, *, by_modules: bool) -> dict[str, torch.Tensor]:
+def outcome(model: Crystalformer, batch=None, *, by_modules: bool) -> dict[str, torch.Tensor]:
     """Output and gradients; a hook on a module inside asks for the modules."""
     hook = model.blocks[0].linear1.register_forward_hook(lambda *_: None) if by_modules else None
-    output = model(crystals())
+    output = model(crystals() if batch is None else batch)
     leaves = dict(model.named_parameters())
     found = torch.autograd.grad(output.square().sum(), list(leaves.values()))
     if hook is not None:
@@ -52,15 +53,6 @@ def counted(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_the_slope_is_the_derivative(function):
-    x = torch.linspace(-4, 4, 401, dtype=torch.float64, requires_grad=True)
-    parsed = PositiveFunction.parse(function)
-    rho = positive(x, parsed, 0.3)
-    expected = torch.autograd.grad(rho.sum(), x)[0]
-    torch.testing.assert_close(positive_slope(rho, x, parsed, 0.3), expected, rtol=1e-10, atol=1e-12)
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -69,7 +61,9 @@ def test_the_slope_is_the_derivative(function):
         {"value_pe_headed": False, "scale_real": (1.2, 1.6)},
         {"pooling": "max"},
         {"pre_pooling_op": "w+bn+relu", "norm_type": "bn", "embedding_dim": (16, 8)},
-        *({"positive_func": function} for function in FUNCTIONS[1:]),
+        {"positive_func": "softplus=2"},
+        {"model_dim": 80, "head_num": 10, "ff_dim": 528},
+        {"num_layers": 1, "head_num": 1},
     ],
 )
 def test_outputs_and_gradients_are_those_of_the_modules(settings, counted):
@@ -80,6 +74,70 @@ def test_outputs_and_gradients_are_those_of_the_modules(settings, counted):
     found = outcome(model, by_modules=False)
     assert len(counted) == 1
     assert_alike(found, expected)
+
+
+def test_a_large_cell_whose_plan_reorders_its_atoms_is_the_same(counted, monkeypatch):
+    model, order = new_model(), np.random.default_rng(0).permutation(16 * 40)
+    large = supercell(random_crystal(40, seed=4), 4, 2, 2)
+    large = replace(large, positions=large.positions[order], numbers=large.numbers[order])
+    batch = batch_of(large).unmerged(model.config.neighbor_radius)
+    model.freeze_statistics(batch)
+    expected = outcome(model, batch, by_modules=True)
+    plan = pairs.PairPlan.of(batch.shells(model.config.neighbor_radius))
+    assert plan.placed is not plan.arrays
+    assert_alike(outcome(model, batch, by_modules=False), expected)
+    assert len(counted) == 1
+    monkeypatch.setattr(launch, "FEATURE_LIMIT", 0)  # radial features atom by atom
+    again = batch_of(large).unmerged(model.config.neighbor_radius)
+    assert_alike(outcome(model, again, by_modules=False), expected)
+
+
+def test_results_do_not_depend_on_the_threads():
+    model, before = new_model(), torch.get_num_threads()
+    large = [random_crystal(n, seed=n) for n in (70, 1, 33, 2)]
+    model.freeze_statistics(batch_of(*large))
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(outcome(model, batch_of(*large), by_modules=False))
+    finally:
+        torch.set_num_threads(before)
+    inside = [name for name in found[0] if name.startswith("blocks.")]  # the head's products are PyTorch's
+    assert len(inside) == 28
+    for other in found[1:]:
+        assert all(torch.equal(other[name], found[0][name]) for name in inside)
+
+
+def test_a_narrow_layer_beside_a_list_of_its_own_radius_is_the_same():
+    model = new_model(scale_real=(1.0, 1.6))
+    plain, listed = crystals(), crystals()
+    listed.distinct(model.config.neighbor_radius)
+    seen = listed.distinct(model.config.neighbor_radius)
+    narrow = model.config.neighbor_radius / 1.6
+    whole = seen.shells(model.config.neighbor_radius)
+    near = whole.distance <= narrow
+    ends = torch.cat([torch.zeros(1, dtype=torch.int64), near.long().cumsum(0)])[whole.ptr]
+    kept = {name: getattr(whole, name)[near] for name in ("neighbor", "distance", "count")}
+    seen.attach_shells(PackedShells(radius=narrow, ptr=ends, **kept))
+    assert_alike(outcome(model, listed, by_modules=False), outcome(model, plain, by_modules=False))
+
+
+def test_weights_in_another_order_of_memory_are_read_as_they_are():
+    model = new_model()
+    model.freeze_statistics(crystals())
+    expected = outcome(model, by_modules=False)
+    weight = model.blocks[1].attention.k_proj.weight
+    weight.data = weight.data.t().contiguous().t()
+    assert not weight.is_contiguous()
+    assert_alike(outcome(model, by_modules=False), expected)
+
+
+def test_a_weight_of_another_dtype_is_refused():
+    model = new_model().eval()
+    model.blocks[1].linear1.double()
+    with pytest.raises(RuntimeError, match=r"weights must be contiguous and of float32, got torch\.float64"):
+        model(crystals())
 
 
 def test_a_model_without_statistics_yet_is_the_same(counted):
@@ -150,7 +208,10 @@ def test_what_needs_the_modules_gets_them(how, counted):
     assert not counted
 
 
-@pytest.mark.parametrize(("settings", "backend"), [({"domain": "multihead"}, "auto"), ({}, "torch")])
-def test_other_domains_and_backends_have_their_modules(settings, backend, counted):
+@pytest.mark.parametrize(
+    ("settings", "backend"),
+    [({"domain": "multihead"}, "auto"), ({}, "torch"), ({"model_dim": 36}, "auto"), ({"ff_dim": 40}, "auto")],
+)
+def test_other_domains_backends_and_sizes_have_their_modules(settings, backend, counted):
     Crystalformer(ModelConfig(**{**SMALL, **settings}), backend=backend)(crystals())
     assert not counted

@@ -242,8 +242,9 @@ def _by_distance(seen: Seen) -> Rows:
     neighbor, distance = np.empty_like(seen.neighbor), np.empty_like(seen.squared)
     count = np.empty_like(seen.images)
     for i in range(len(seen.ptr) - 1):
-        here = slice(seen.ptr[i], seen.ptr[i + 1])
-        order = np.argsort(seen.squared[here], kind="mergesort")
-        neighbor[here], count[here] = seen.neighbor[here][order], seen.images[here][order]
-        distance[here] = np.sqrt(seen.squared[here][order])
+        first = seen.ptr[i]
+        order = np.argsort(seen.squared[first : seen.ptr[i + 1]], kind="mergesort")
+        for place in range(len(order)):  # as slices, numba would compile a message for 2 s
+            to, row = first + place, first + order[place]
+            neighbor[to], distance[to], count[to] = seen.neighbor[row], np.sqrt(seen.squared[row]), seen.images[row]
     return Rows(seen.ptr, neighbor, distance, count)

@@ -39,9 +39,9 @@ DEPTH = 512
 
 
 class Matrix(NamedTuple):
-    """A matrix in a flat array: where it begins, numbers between rows, between columns, and between panels.
+    """A matrix in a flat array: where it begins, numbers between rows, between columns, and between 64 columns.
 
-    Of a second factor and a result, columns lie side by side: all of them, where a panel is 64; else in panels of 64.
+    Of a second factor and a result, columns lie side by side, at least by panels of 64.
     """
 
     values: Floats
@@ -60,7 +60,7 @@ def matrix(values: Floats, at: int, row: int) -> Matrix:
 @inlined
 def turned(values: Floats, at: int, row: int) -> Matrix:
     """The transpose of one with rows of ``row`` numbers, from ``at`` on; a first factor only."""
-    return Matrix(values, at, 1, row, 0)
+    return Matrix(values, at, 1, row, PANEL * row)
 
 
 @inlined
