@@ -1,7 +1,8 @@
 """The numba backend of real-space periodic attention, for CPUs. Importing this package imports numba.
 
 Kernels in kernels.py and radial.py, written with the vectors of simd.py; which pairs of atoms meet in pairs.py; a
-layer's forward and backward, dealt to threads, in passes.py; the operator in custom_op.py.
+layer's forward and backward, dealt to threads, in passes.py; the operator in custom_op.py. Whole encoder blocks
+(crystalformer/fused.py), with products.py beside the kernels, in block.py and block_gradient.py, in turn in encoder.py.
 """
 
 from crystalformer.ops.numba.custom_op import attend, kernels_of, plan, refusal
