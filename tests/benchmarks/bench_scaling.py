@@ -21,7 +21,7 @@ from cluster.run.report import read_metrics
 from tests.benchmarks.measure import Row, environment, report
 from tests.benchmarks.options import Parser, out_file, positive
 
-EPOCHS = 4
+EPOCHS = 24
 BATCH = 64
 """Crystals a worker and step."""
 

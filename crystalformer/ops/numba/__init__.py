@@ -2,7 +2,7 @@
 
 Kernels in kernels.py and radial.py, written with the vectors of simd.py; which pairs of atoms meet in pairs.py; a
 layer's forward and backward, dealt to threads, in passes.py; the operator in custom_op.py. Whole encoder blocks
-(crystalformer/fused.py), with products.py beside the kernels, in block.py and block_gradient.py, in turn in encoder.py.
+(crystalformer/fused.py), with products.py beside the kernels, in block.py and block_gradient.py; all in encoder.py.
 """
 
 from crystalformer.ops.numba.custom_op import attend, kernels_of, plan, refusal

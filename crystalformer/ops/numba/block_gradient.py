@@ -28,7 +28,7 @@ from crystalformer.ops.numba.lanes import from_lanes, to_lanes, weight_from_lane
 from crystalformer.ops.numba.operands import ByKey, Gradients, Rows, Sizes, Team, reach, sort_by_key
 from crystalformer.ops.numba.pairs import Floats, IntArray, Plan
 from crystalformer.ops.numba.passes import gradients_of, own_features, sum_parts
-from crystalformer.ops.numba.products import add_product, matrix, set_product, turned
+from crystalformer.ops.numba.products import DEPTH, add_product, matrix, set_product, turned
 from crystalformer.ops.numba.radial import backward_weight
 from crystalformer.ops.numba.rho import slope_of
 from crystalformer.ops.numba.simd import (
@@ -48,13 +48,17 @@ from crystalformer.ops.numba.simd import (
 
 F = np.float32
 ROWS = 48
-"""Of a weight's gradient that a thread takes at a time: eight tiles."""
+"""Of a weight's gradient that a thread takes at a time: eight tiles, or MANY of them where the features of all atoms,
+which are read for each part anew, do not fit into the cache."""
+
+MANY = 4
 
 
 class Flow(NamedTuple):
     """Gradients of what a block computes: dx2 and dx (N, F) of its features behind and before it, others between.
 
-    As block.Block's; dq, dk, dv (N, F): of what its projections give.
+    As block.Block's; dq, dk, dv (N, F): of what its projections give; pairs: operands.Gradients', of all that may be
+    in reach.
     """
 
     dx2: Floats
@@ -64,6 +68,7 @@ class Flow(NamedTuple):
     dk: Floats
     dv: Floats
     dx: Floats
+    pairs: Floats
 
 
 @inlined
@@ -72,7 +77,7 @@ def backward_block(block: Block, plan: Plan, flow: Flow, out: IntArray, team: Te
     sizes, kept = block.sizes, block.kept
     rows, omega = reach(plan, kept.c, block.heads, block.constants.cutoff_sigmas), omega_of(block)
     by_key, threads = sort_by_key(rows), threads_for(team, sizes.atoms)
-    grads = gradients_of(block.bases > 0, sizes, rows.offset[-1])
+    grads = gradients_of(block.bases > 0, sizes, flow.pairs)
     first, second, third = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
     fork(_query_parts, team.parallel, threads, (first, block, rows, flow, grads, omega))
     fork(_key_chunks, team.parallel, threads, (second, block, rows, by_key, flow, grads))
@@ -165,6 +170,7 @@ def _key_chunks(counter: IntArray, block: Block, rows: Rows, by_key: ByKey, flow
 def _weight_parts(counter: IntArray, block: Block, flow: Flow, out: IntArray) -> None:
     """One thread's share of the gradients of the linear layers."""
     f, m, atoms = block.features, block.hidden, block.sizes.atoms
+    size = ROWS if atoms <= DEPTH else MANY * ROWS
     jobs = (
         (FIRST, flow.dinner, m, block.x1, f),
         (SECOND, flow.dx2, f, block.inner, m),
@@ -175,10 +181,10 @@ def _weight_parts(counter: IntArray, block: Block, flow: Flow, out: IntArray) ->
     )
     part, before = claim(counter), 0
     for which, gradient, rows, given, columns in jobs:
-        weight, bias, parts = floats_at(out[which], rows * columns), floats_at(out[which + 1], rows), -(-rows // ROWS)
+        weight, bias, parts = floats_at(out[which], rows * columns), floats_at(out[which + 1], rows), -(-rows // size)
         while part < before + parts:
-            first = (part - before) * ROWS
-            last = min(first + ROWS, rows)
+            first = (part - before) * size
+            last = min(first + size, rows)
             a, c = turned(gradient, first, rows), matrix(weight, first * columns, columns)
             set_product(a, matrix(given, 0, columns), c, (last - first, columns, atoms))
             _sum_of_rows(gradient, rows, first, last, bias)

@@ -25,7 +25,7 @@ from crystalformer.ops.numba.block import (
     pointer,
 )
 from crystalformer.ops.numba.block_gradient import Flow, backward_block
-from crystalformer.ops.numba.launch import FLOATS, Kernels, numbers_of
+from crystalformer.ops.numba.launch import Kernels, numbers_of
 from crystalformer.ops.numba.operands import Features, Sizes, Team, kept_in
 from crystalformer.ops.numba.pairs import FloatArray, Floats, IntArray, Plan
 from crystalformer.ops.numba.rho import FUNCTIONS, Rho
@@ -33,6 +33,8 @@ from crystalformer.ops.numba.simd import LANES, WIDE, compiled, either, inlined
 from crystalformer.ops.numba.threads import team
 
 F = np.float32
+_LINE = 16
+"""Numbers in a line of the cache."""
 
 
 def fits(features: int, hidden: int) -> bool:
@@ -136,23 +138,37 @@ def _forward(
         given = behind
 
 
+@either
+def _scratch_length(common: Common, pairs: int) -> int:
+    """Numbers that a backward needs beside its memory, for so many pairs in all."""
+    s = common.sizes
+    return s.atoms * (6 * common.features + common.hidden) + 2 * s.groups * pairs * LANES
+
+
 @compiled
-def _backward(
-    plan: Plan, common: Common, tables: Tables, team: Team, x: Floats, memory: Floats, dx2: Floats, dx: Floats
+def _backward(  # noqa: PLR0913 - arrays that numba takes one by one
+    plan: Plan,
+    common: Common,
+    tables: Tables,
+    team: Team,
+    x: Floats,
+    memory: Floats,
+    scratch: Floats,
+    dx2: Floats,
+    dx: Floats,
 ) -> None:
     """Fill the gradients of the features before the blocks, dx (N, F), and those that the tables name."""
-    length, row, sizes = _memory_length(common), len(x), common.sizes
-    inner, dx1 = np.empty(sizes.atoms * common.hidden, F), np.empty(row, F)
-    dq, dk, dv = np.empty(row, F), np.empty(row, F), np.empty(row, F)
-    first, second = np.empty(row, F), np.empty(row, F)
+    length, row = _memory_length(common), len(x)
+    dx1, dq, dk, dv = scratch[:row], scratch[row : 2 * row], scratch[2 * row : 3 * row], scratch[3 * row : 4 * row]
+    first, second, rest = scratch[4 * row : 5 * row], scratch[5 * row : 6 * row], scratch[6 * row :]
+    inner, pairs = rest[: common.sizes.atoms * common.hidden], rest[common.sizes.atoms * common.hidden :]
     given = dx2
     for layer in range(len(tables.weights) - 1, -1, -1):
         own = memory[layer * length : (layer + 1) * length]
         before = x if layer == 0 else memory[layer * length - row : layer * length]
         block = _block(layer, common, tables, before, before, own)
         into = dx if layer == 0 else first if layer % 2 else second
-        flow = Flow(given, inner, dx1, dq, dk, dv, into)
-        backward_block(block, plan, flow, tables.gradients[layer], team)
+        backward_block(block, plan, Flow(given, inner, dx1, dq, dk, dv, into, pairs), tables.gradients[layer], team)
         given = into
 
 
@@ -194,22 +210,22 @@ class Encoder:
         keep: whether there will be one.
         """
         common = self._common(weights[PARAMETERS - 1])
-        make = torch.empty if common.heads % LANES == 0 else torch.zeros
-        memory = make(_memory_length(common) * (self._count if keep else 1), **FLOATS)
+        memory = _memory(_memory_length(common) * (self._count if keep else 1))
+        if common.heads % LANES:
+            memory.fill(0)
         packs, out = np.empty(packed_length(common.features, common.hidden), F), torch.empty_like(x)
-        arrays = numbers_of(x), numbers_of(memory), packs, numbers_of(out)
-        _forward(self._plan, common, self._tables(weights, ()), team(), *arrays)
-        return out, memory
+        _forward(self._plan, common, self._tables(weights, ()), team(), numbers_of(x), memory, packs, numbers_of(out))
+        return out, torch.from_numpy(memory)
 
     def backward(
         self, dx2: Tensor, x: Tensor, memory: Tensor, weights: Sequence[Tensor | None]
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Gradients of the features before the blocks (N, F), and of the weights, from that of those behind them."""
         gradients, dx = [None if w is None else torch.empty_like(w) for w in weights], torch.empty_like(x)
-        arrays = map(numbers_of, (x, memory, dx2, dx))
-        _backward(
-            self._plan, self._common(weights[PARAMETERS - 1]), self._tables(weights, gradients), team(), *arrays
-        )
+        common, tables = self._common(weights[PARAMETERS - 1]), self._tables(weights, gradients)
+        scratch = _memory(_scratch_length(common, int(self._plan.pair_ptr[-1])))
+        arrays = numbers_of(x), numbers_of(memory), scratch, numbers_of(dx2), numbers_of(dx)
+        _backward(self._plan, common, tables, team(), *arrays)
         return dx, gradients
 
     def _common(self, radial: Tensor | None) -> Common:
@@ -221,6 +237,16 @@ class Encoder:
 
     def _tables(self, weights: Sequence[Tensor | None], gradients: Sequence[Tensor | None]) -> Tables:
         return Tables(_addresses(weights), _addresses(gradients), self._places, self._numbers)
+
+
+def _memory(count: int) -> Floats:
+    """So many float32 from the beginning of a cache line on.
+
+    NumPy asks for large pages where an array is large: without them a tenth of a large cell's step goes to faults.
+    """
+    memory = np.empty(count + _LINE, F)
+    begin = -memory.ctypes.data // memory.itemsize % _LINE
+    return memory[begin : begin + count]
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> IntArray:

@@ -53,11 +53,8 @@ def backward_pass(
     """Fill the gradients of all but y, whose own is given, from what the forward left in the memory."""
     kept, order, heads = kept_in(memory, sizes), plan.order, outer.heads
     rows = reach(plan, kept.c, heads, cutoff_sigmas)
-    grads, by_key, threads = (
-        gradients_of(len(outer.weight) > 0, sizes, rows.offset[-1]),
-        sort_by_key(rows),
-        _threads(team, rows),
-    )
+    pairs, by_key = np.empty(2 * sizes.groups * rows.offset[-1] * LANES, F), sort_by_key(rows)
+    grads, threads = gradients_of(len(outer.weight) > 0, sizes, pairs), _threads(team, rows)
     first, second = np.zeros(1, np.int64), np.zeros(1, np.int64)
     fork(_query_parts, team.parallel, threads, (first, outer, rows, sizes, radial, kept, grads))
     fork(_key_chunks, team.parallel, threads, (second, outer, rows, sizes, by_key, kept, grads))
@@ -154,13 +151,12 @@ def _key_chunks(
 
 
 @compiled
-def gradients_of(weighted: bool, sizes: Sizes, pairs: int) -> Gradients:  # noqa: FBT001
-    """Memory for what the backward reads and writes, of at most so many pairs, with parts of dweight or without."""
+def gradients_of(weighted: bool, sizes: Sizes, pairs: Floats) -> Gradients:  # noqa: FBT001
+    """Memory for what the backward reads and writes beside that of the pairs, with parts of dweight or without."""
     lanes, parts = sizes.groups * sizes.atoms * LANES, -(-sizes.atoms // sizes.part)
     row, weight = lanes * sizes.features, sizes.groups * LANES * sizes.features * sizes.bases if weighted else 0
     dy, dq, dk, dv = np.empty(row, F), np.empty(row, F), np.empty(row, F), np.empty(row, F)
-    both = np.empty(2 * sizes.groups * pairs * LANES, F)
-    return Gradients(dy, dq, dk, dv, np.empty(lanes, F), both, np.empty(parts * weight, F))
+    return Gradients(dy, dq, dk, dv, np.empty(lanes, F), pairs, np.empty(parts * weight, F))
 
 
 @compiled

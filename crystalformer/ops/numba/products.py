@@ -34,7 +34,7 @@ ROWS = 6
 PANEL = 64
 """Columns that lie side by side in a packed matrix."""
 
-DEPTH = 512
+DEPTH = 256
 """Rows of a second factor that are summed over at a time: those of more, and of 64 columns, would leave the cache."""
 
 
