@@ -1,8 +1,8 @@
 """The encoder on a CPU as one node of autograd, its blocks compiled: no graph between products and attention.
 
 What is computed is layers.EncoderBlock, which says so in modules. Whatever looks into these (hooks, ZeRO 3, autocast,
-torch.compile, another dtype or device) gets them, as do sizes that the compiled passes do not take. A small batch's
-step takes two thirds of the modules' time.
+torch.compile, another dtype or device) gets them, as do sizes that the compiled passes do not take. A step of 32
+crystals takes 60 %, one of 128 75 to 85 % of the modules' time (tests/benchmarks/RESULTS.md).
 
 Legend: N atoms, F = model_dim = H·D, M = ff_dim; others as in batch.py.
 """
