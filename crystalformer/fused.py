@@ -1,8 +1,8 @@
 """The encoder on a CPU as one node of autograd, its blocks compiled: no graph between products and attention.
 
-What is computed is layers.EncoderBlock, which says so in modules. Whatever looks into these (hooks, ZeRO 3, autocast,
-torch.compile, another dtype or device) gets them, as do sizes that the compiled passes do not take. A step of 32
-crystals takes 60 %, one of 128 75 to 85 % of the modules' time (tests/benchmarks/RESULTS.md).
+What is computed is layers.EncoderBlock, which says so in modules. Whatever looks into these or replaces them (hooks,
+adapters, ZeRO 3, autocast, torch.compile, another dtype or device) gets them, as do sizes that the compiled passes do
+not take. A step of 32 crystals takes 60 %, one of 128 75 to 85 % of the modules' time (tests/benchmarks/RESULTS.md).
 
 Legend: N atoms, F = model_dim = H·D, M = ff_dim; others as in batch.py.
 """
@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
 from crystalformer.batch import CrystalBatch, PackedShells
+from crystalformer.layers import EncoderBlock, PeriodicAttention
 from crystalformer.ops.attention import chosen_backend
 
 if TYPE_CHECKING:
-    from crystalformer.layers import EncoderBlock
     from crystalformer.ops.numba.encoder import Encoder, Layer
 
 
@@ -34,7 +35,7 @@ def applies(blocks: Sequence[EncoderBlock], x: Tensor) -> bool:
         return False
     if hasattr(like, "ds_id"):  # ZeRO 3 gathers weights where modules are called
         return False
-    if any(_is_watched(module) for block in blocks for module in block.inside):
+    if _has_any_global_hook() or not all(_is_plain(module) for block in blocks for module in block.inside):
         return False
     if chosen_backend(attention.backend, "real", like, attention.radial) != "numba":
         return False
@@ -43,9 +44,12 @@ def applies(blocks: Sequence[EncoderBlock], x: Tensor) -> bool:
     return fits(attention.config.model_dim, attention.config.ff_dim)
 
 
-def _is_watched(module: nn.Module) -> bool:
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it computes what its class here does, and nobody is told."""
+    if type(module) not in (EncoderBlock, PeriodicAttention, nn.Linear) or "forward" in vars(module):
+        return False
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks)
+    return not any(hooks)
 
 
 def encode(blocks: Sequence[EncoderBlock], x: Tensor, batch: CrystalBatch) -> Tensor:

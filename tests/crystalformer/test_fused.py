@@ -202,7 +202,41 @@ def watched(model):
     hook.remove()
 
 
-@pytest.mark.parametrize("how", [autocast, partitioned, watched, lambda model: model.double()(crystals())])
+def watched_everywhere(model):
+    seen = []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    model(crystals())
+    hook.remove()
+    assert seen.count(torch.nn.Linear) == 6 * 2 + 2
+
+
+class Doubling(torch.nn.Linear):
+    """A layer of a user's own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def replaced(model):
+    own = model.blocks[0].linear2
+    model.blocks[0].linear2 = Doubling(own.in_features, own.out_features)
+    model.blocks[0].linear2.load_state_dict(own.state_dict())
+    found = outcome(model, by_modules=False)["output"]
+    with torch.no_grad():
+        own.weight.mul_(2), own.bias.mul_(2)
+    model.blocks[0].linear2 = own
+    torch.testing.assert_close(outcome(model, by_modules=True)["output"], found)
+
+
+def patched(model):
+    model.blocks[0].linear2.forward = lambda x: torch.zeros(len(x), SMALL["model_dim"])
+    model(crystals())
+
+
+@pytest.mark.parametrize(
+    "how",
+    [autocast, partitioned, watched, watched_everywhere, replaced, patched, lambda model: model.double()(crystals())],
+)
 def test_what_needs_the_modules_gets_them(how, counted):
     how(new_model().eval())
     assert not counted
