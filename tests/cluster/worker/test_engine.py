@@ -25,6 +25,7 @@ from cluster.worker.engine import (
     make_optimizer,
 )
 from cluster.worker.machine import Place
+from crystalformer import fused
 from crystalformer.model import Crystalformer
 from tests.cluster.small import SMALL_MODEL, TARGETS, small_config, small_crystals
 
@@ -32,7 +33,7 @@ STAGES = (0, 2, 3)
 """Stage 2 also stands for 1, with which it shares DeepSpeed's optimizer; some tests below have all four."""
 
 STEPS = 5
-RECIPE = {"lr": 2e-3, "clip_norm": 0.5, "sch_params": [10.0], "weight_decay": 0.1}
+RECIPE = {"lr": 2e-3, "clip_norm": 0.5, "sch_params": [10.0], "weight_decay": 0.1, "backend": "torch"}
 """Every part of the recipe at work: the norm is clipped, the rate falls, weights decay."""
 
 
@@ -77,7 +78,7 @@ def batches_of(config: TrainConfig, steps: int) -> list[np.ndarray]:
 
 def new_model(config: TrainConfig, feed: Feed) -> Crystalformer:
     torch.manual_seed(config.run.seed)
-    model = Crystalformer(config.model, backend="torch")
+    model = Crystalformer(config.model, backend=config.scale.backend)
     model.freeze_statistics(feed.batch(batches_of(config, 1)[0], torch.device("cpu"))[0])
     return model
 
@@ -213,6 +214,24 @@ def test_steps_are_those_of_the_plain_loop(workers, crystals, plain, size, stage
             assert (trace.optimizer.moments[name] - value).norm() < 1e-4 * value.norm() + 1e-8, name
         assert_same_bits(trace.weights, traces[0].weights)
         assert_same_bits(trace.optimizer.moments, traces[0].optimizer.moments)
+
+
+def run_counted(place: Place, tables: SplitTables, flat: dict) -> tuple[Trace, int]:
+    """``run_engine``, and how often the encoder was one node of autograd (fused.py)."""
+    calls, encode = [], fused.encode
+    fused.encode = lambda *operands: (calls.append(operands), encode(*operands))[1]
+    try:
+        return run_engine(place, tables, flat), len(calls)
+    finally:
+        fused.encode = encode
+
+
+@pytest.mark.parametrize(("stage", "calls"), [(0, STEPS), (2, STEPS), (3, 0)])
+def test_the_compiled_encoder_takes_the_same_steps(two_workers, crystals, plain, stage, calls):
+    config = small_config(**RECIPE | {"backend": "auto"}, zero_stage=stage)
+    for trace, counted in two_workers.run(run_counted, crystals, config.to_flat()):
+        assert counted == calls
+        assert_same_run(trace, plain, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("stage", STAGES)
