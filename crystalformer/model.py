@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,19 +52,9 @@ class Crystalformer(nn.Module):
             if self.training and not self.frozen:
                 self.freeze_statistics(batch)
         batch = self._seen(batch)
-        x = self.embed(batch)
-        x = self._encode(x, batch)
+        x = _through(list(self.blocks), self.embed(batch), batch)
         output: Tensor = self.head(self._pool(self.pre_pooling(x), batch))
         return output
-
-    def _encode(self, x: Tensor, batch: CrystalBatch) -> Tensor:
-        """(N, model_dim) after all blocks, from the embedded atoms."""
-        blocks: list[EncoderBlock] = list(self.blocks)  # type: ignore[arg-type]  # nothing else is in it
-        if fused.applies(blocks, x):
-            return fused.encode(blocks, x, batch)
-        for block in blocks:
-            x = block(x, batch)
-        return x
 
     def prepare(self, batch: CrystalBatch) -> CrystalBatch:
         """The batch, with neighbour lists and plans made: after this, ``forward`` is nothing but tensors."""
@@ -82,7 +73,7 @@ class Crystalformer(nn.Module):
         batch = self._seen(self.prepare(batch.to(self.embedding.device)))
         x = first = self.embed(batch).detach().requires_grad_()
         with torch.enable_grad():
-            x = self._encode(x, batch)
+            x = _through(list(self.blocks), x, batch)
             torch.autograd.grad(x.sum(), first)
 
     def embed(self, batch: CrystalBatch) -> Tensor:
@@ -114,7 +105,7 @@ class Crystalformer(nn.Module):
         x = self.embed(batch)
         for block in self.blocks:
             block.attention.freeze_statistics(x, all_reduce, batch.multiplicity)  # type: ignore[union-attr, operator]
-            x = block(x, batch)
+            x = _through([block], x, batch)
 
     def _seen(self, batch: CrystalBatch) -> CrystalBatch:
         """The atoms that the blocks work on, with shells for the widest layer, so that all layers share one list.
@@ -149,6 +140,15 @@ class Crystalformer(nn.Module):
         atoms = batch.crystal.unsqueeze(-1).expand(-1, x.shape[1])
         empty = x.new_zeros(batch.num_crystals, x.shape[1])
         return empty.scatter_reduce(0, atoms, x, "amax", include_self=False)
+
+
+def _through(blocks: list[Any], x: Tensor, batch: CrystalBatch) -> Tensor:
+    """Features (N, model_dim) behind the blocks, from those before them."""
+    if fused.applies(blocks, x):
+        return fused.encode(blocks, x, batch)
+    for block in blocks:
+        x = block(x, batch)
+    return x
 
 
 def _pre_pooling(config: ModelConfig, widths: list[int]) -> tuple[nn.Module, int]:

@@ -69,6 +69,8 @@ def counted(monkeypatch):
 def test_outputs_and_gradients_are_those_of_the_modules(settings, counted):
     model = new_model(**settings)
     model.freeze_statistics(crystals())
+    assert len(counted) == model.config.num_layers
+    counted.clear()
     expected = outcome(model, by_modules=True)
     assert not counted
     found = outcome(model, by_modules=False)
@@ -82,6 +84,7 @@ def test_a_large_cell_whose_plan_reorders_its_atoms_is_the_same(counted, monkeyp
     large = replace(large, positions=large.positions[order], numbers=large.numbers[order])
     batch = batch_of(large).unmerged(model.config.neighbor_radius)
     model.freeze_statistics(batch)
+    counted.clear()
     expected = outcome(model, batch, by_modules=True)
     plan = pairs.PairPlan.of(batch.shells(model.config.neighbor_radius))
     assert plan.placed is not plan.arrays
@@ -231,6 +234,18 @@ def replaced(model):
 def patched(model):
     model.blocks[0].linear2.forward = lambda x: torch.zeros(len(x), SMALL["model_dim"])
     model(crystals())
+
+
+def test_statistics_are_those_of_the_modules(counted):
+    model, by_modules = new_model(), new_model()
+    model.freeze_statistics(crystals())
+    assert len(counted) == 2
+    by_modules.blocks[0].register_forward_hook(lambda *_: None)
+    by_modules.blocks[1].register_forward_hook(lambda *_: None)
+    by_modules.freeze_statistics(crystals())
+    assert len(counted) == 2
+    for block, other in zip(model.blocks, by_modules.blocks, strict=True):
+        torch.testing.assert_close(block.attention.statistics, other.attention.statistics, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
