@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class Crystalformer(nn.Module):
             if self.training and not self.frozen:
                 self.freeze_statistics(batch)
         batch = self._seen(batch)
-        x = _through(list(self.blocks), self.embed(batch), batch)
+        x = _through(self.blocks, self.embed(batch), batch)
         output: Tensor = self.head(self._pool(self.pre_pooling(x), batch))
         return output
 
@@ -73,7 +73,7 @@ class Crystalformer(nn.Module):
         batch = self._seen(self.prepare(batch.to(self.embedding.device)))
         x = first = self.embed(batch).detach().requires_grad_()
         with torch.enable_grad():
-            x = _through(list(self.blocks), x, batch)
+            x = _through(self.blocks, x, batch)
             torch.autograd.grad(x.sum(), first)
 
     def embed(self, batch: CrystalBatch) -> Tensor:
@@ -142,8 +142,9 @@ class Crystalformer(nn.Module):
         return empty.scatter_reduce(0, atoms, x, "amax", include_self=False)
 
 
-def _through(blocks: list[Any], x: Tensor, batch: CrystalBatch) -> Tensor:
-    """Features (N, model_dim) behind the blocks, from those before them."""
+def _through(modules: Iterable[nn.Module], x: Tensor, batch: CrystalBatch) -> Tensor:
+    """Features (N, model_dim) behind the encoder's blocks, from those before them."""
+    blocks = cast("list[EncoderBlock]", list(modules))
     if fused.applies(blocks, x):
         return fused.encode(blocks, x, batch)
     for block in blocks:

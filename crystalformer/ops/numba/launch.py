@@ -33,10 +33,10 @@ REACH = 7.0
 """Widths of a Gaussian b(d) to each side of the distance that the kernels look at, at least but for half a spacing:
 exp(-6.5²/2) = 7e-10."""
 
-FLOATS: Any = {"dtype": torch.float32, "device": "cpu"}
-"""Of what the kernels write, whatever the program's default dtype and device are."""
+_FLOATS: Any = {"dtype": torch.float32, "device": "cpu"}
+"""What the kernels write, whatever the program's default dtype and device are."""
 
-NOTHING = np.empty(0, np.float32)
+_NOTHING = np.empty(0, np.float32)
 
 Pass = Callable[..., None]
 """passes.forward_pass or backward_pass."""
@@ -60,14 +60,10 @@ class Kernels:
 
         q, k, v (N, H, D); c (N, H) in 1/Å²; weight (H or 1, D, K) or None; all of them contiguous.
         """
-        memory, y = self.new_memory(), torch.empty(self.shape, **FLOATS)
+        make = torch.empty if self.shape[1] % LANES == 0 else torch.zeros
+        memory, y = make(sum(self.sizes().lengths), **_FLOATS), torch.empty(self.shape, **_FLOATS)
         self._run(passes.forward_pass, [*qkv, c, y], weight, memory)
         return y, memory
-
-    def new_memory(self) -> Tensor:
-        """For what the forward keeps."""
-        make = torch.empty if self.shape[1] % LANES == 0 else torch.zeros
-        return make(sum(self.sizes().lengths), **FLOATS)
 
     def backward(
         self, dy: Tensor, memory: Tensor, weight_heads: int
@@ -77,31 +73,31 @@ class Kernels:
         dy (N, H, D), contiguous; memory: what the forward kept; weight_heads: of the weight, 0 for none.
         """
         n, heads, features = self.shape
-        dq, dk, dv = (torch.empty(self.shape, **FLOATS) for _ in range(3))
-        dc = torch.empty(n, heads, **FLOATS)
-        dweight = torch.empty(heads, features, int(self.basis[0]), **FLOATS) if weight_heads else None
+        dq, dk, dv = (torch.empty(self.shape, **_FLOATS) for _ in range(3))
+        dc = torch.empty(n, heads, **_FLOATS)
+        dweight = torch.empty(heads, features, int(self.basis[0]), **_FLOATS) if weight_heads else None
         self._run(passes.backward_pass, [dq, dk, dv, dc, dy], dweight, memory)
         if dweight is None:
-            return dq, dk, dv, dc, torch.empty(0, features, 0, **FLOATS)
+            return dq, dk, dv, dc, torch.empty(0, features, 0, **_FLOATS)
         return dq, dk, dv, dc, dweight if weight_heads == heads else dweight.sum(0, keepdim=True)
 
     def _run(self, work: Pass, operator: Sequence[Tensor], weight: Tensor | None, memory: Tensor) -> None:
         """Call a compiled pass; ``operator``: the tensors of operands.Outer from q to y."""
         sizes, plan, count = self.sizes(), self.plan, int(self.basis[0]) if self.basis else 0
         step = 0 if weight is None or len(weight) == 1 else sizes.features * count
-        numbers = *map(numbers_of, operator), NOTHING if weight is None else numbers_of(weight)
+        numbers = *map(numbers_of, operator), _NOTHING if weight is None else numbers_of(weight)
         outer = operands.Outer(self.shape[1], count, step, *numbers)
         work(plan.arrays, outer, sizes, self.features(), team(), float(self.cutoff_sigmas), memory.numpy())
 
     def sizes(self) -> operands.Sizes:
-        """Of the arrays."""
+        """Of this layer's arrays."""
         return sizes_of(*self.shape, self.basis)
 
     def features(self) -> operands.Features:
         """The radial features of the plan, made as they are wanted; none to keep in a large batch."""
         plan, shells, sizes = self.plan, len(self.plan.arrays.distance), self.sizes()
         if shells * sizes.window > FEATURE_LIMIT:
-            return operands.Features(NOTHING, np.empty(0, np.int32), np.empty(0, np.int64))
+            return operands.Features(_NOTHING, np.empty(0, np.int32), np.empty(0, np.int64))
         key = sizes.bases, sizes.spacing, sizes.width
         if key not in plan.features:
             b, begin = np.empty(shells * sizes.window, np.float32), np.empty(shells, np.int32)

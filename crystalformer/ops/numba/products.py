@@ -190,9 +190,6 @@ def _sum(builder: Any, places: tuple[_Place, ...], shape: tuple[int, int], depth
 
     zero = ir.Constant(kind, [0.0] * WIDE)
     sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(wides)] for _ in range(rows)]
-    for row in sums:
-        for one in row:
-            builder.store(zero, one)
     with cgutils.for_range(builder, depth) as loop:
         factors = [builder.load(address, align=4) for address in vectors(b.first, b.row, loop.index)]
         along = builder.gep(a.first, [builder.mul(a.step, loop.index)])
