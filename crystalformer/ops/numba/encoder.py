@@ -71,6 +71,21 @@ class Tables(NamedTuple):
     numbers: FloatArray
 
 
+@either
+def _attention_length(sizes: Sizes) -> int:
+    """Numbers that the attention keeps."""
+    length = 0
+    for one in sizes.lengths:
+        length += one
+    return length
+
+
+@either
+def _lanes_length(sizes: Sizes) -> int:
+    """Numbers (G, N, 8), in whole lines of the cache."""
+    return -(-sizes.groups * sizes.atoms * LANES // _LINE) * _LINE
+
+
 @inlined
 def _block(layer: int, common: Common, tables: Tables, x: Floats, x2: Floats, memory: Floats) -> Block:
     """One block, whose own arrays lie in the memory."""
@@ -83,10 +98,7 @@ def _block(layer: int, common: Common, tables: Tables, x: Floats, x2: Floats, me
         carray(pointer(begin), (common.kept,), np.int32),
         carray(pointer(made), (n if common.kept else 0,), np.int64),
     )
-    row, attention = n * common.features, 0
-    for length in lengths:
-        attention += length
-    lanes = g * n * LANES
+    row, attention, lanes = n * common.features, _attention_length(sizes), _lanes_length(sizes)
     y, x1, inner = attention, attention + row, attention + 2 * row
     argument = inner + n * common.hidden
     return Block(
@@ -114,12 +126,9 @@ def _block(layer: int, common: Common, tables: Tables, x: Floats, x2: Floats, me
 @either
 def _memory_length(common: Common) -> int:
     """Numbers in one block's memory, and its features behind it."""
-    s = common.sizes
-    lanes = s.groups * s.atoms * LANES
-    attention = 0
-    for length in s.lengths:
-        attention += length
-    return attention + s.atoms * (3 * common.features + common.hidden) + 2 * lanes
+    sizes = common.sizes
+    rows = sizes.atoms * (3 * common.features + common.hidden)
+    return _attention_length(sizes) + rows + 2 * _lanes_length(sizes)
 
 
 @compiled
@@ -213,7 +222,7 @@ class Encoder:
         memory = _memory(_memory_length(common) * (self._count if keep else 1))
         if common.heads % LANES:
             memory.fill(0)
-        packs, out = np.empty(packed_length(common.features, common.hidden), F), torch.empty_like(x)
+        packs, out = _memory(packed_length(common.features, common.hidden)), torch.empty_like(x)
         _forward(self._plan, common, self._tables(weights, ()), team(), numbers_of(x), memory, packs, numbers_of(out))
         return out, torch.from_numpy(memory)
 

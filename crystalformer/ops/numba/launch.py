@@ -120,11 +120,11 @@ def sizes_of(atoms: int, heads: int, features: int, basis: tuple[float, ...]) ->
 
 
 def lengths_of(shape: Sequence[int], bases: int) -> tuple[int, ...]:
-    """Numbers in each array of Kept, for operands of a shape (N, H, D) and K radial bases."""
+    """Numbers in each array of Kept, in whole lines of the cache, for operands of a shape (N, H, D) and K bases."""
     n, heads, features = shape
     lanes, filled = _whole(heads, LANES), _whole(bases, WIDE)
-    rows = lanes * n * features
-    return rows, rows, rows, lanes * n, lanes * features * filled, rows, lanes * n, lanes * n * filled
+    rows, single = _whole(lanes * n * features, WIDE), _whole(lanes * n, WIDE)
+    return rows, rows, rows, single, lanes * features * filled, rows, single, lanes * n * filled
 
 
 def numbers_of(values: Tensor) -> Floats:
