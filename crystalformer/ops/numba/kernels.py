@@ -22,6 +22,7 @@ from crystalformer.ops.numba.radial import (
 from crystalformer.ops.numba.simd import (
     LANES,
     WIDE,
+    WIDE_REGISTERS,
     add,
     broadcast,
     compiled,
@@ -156,8 +157,26 @@ def _gather(
 ) -> None:
     """Row of ``out`` at ``to``: the sum of the keys' ``rows``, each times its factor, which are ``step`` apart."""
     features, first = sizes.features * LANES, group * sizes.atoms
-    whole = sizes.features // 8 * 8 * LANES
-    for d in range(0, whole, 4 * WIDE):
+    most = features // (8 * WIDE) * 8 * WIDE if WIDE_REGISTERS else 0
+    whole = features // (4 * WIDE) * 4 * WIDE
+    for d in range(0, most, 8 * WIDE):
+        s0, s1, s2, s3 = splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO)
+        s4, s5, s6, s7 = splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO)
+        for pair in range(len(keys)):
+            f, row = load_twice(factor, pair * step), (first + keys[pair]) * features + d
+            s0, s1 = fma(f, load_wide(rows, row), s0), fma(f, load_wide(rows, row + 16), s1)
+            s2, s3 = fma(f, load_wide(rows, row + 32), s2), fma(f, load_wide(rows, row + 48), s3)
+            s4, s5 = fma(f, load_wide(rows, row + 64), s4), fma(f, load_wide(rows, row + 80), s5)
+            s6, s7 = fma(f, load_wide(rows, row + 96), s6), fma(f, load_wide(rows, row + 112), s7)
+        store(out, to + d, s0)
+        store(out, to + d + 16, s1)
+        store(out, to + d + 32, s2)
+        store(out, to + d + 48, s3)
+        store(out, to + d + 64, s4)
+        store(out, to + d + 80, s5)
+        store(out, to + d + 96, s6)
+        store(out, to + d + 112, s7)
+    for d in range(most, whole, 4 * WIDE):
         s0, s1, s2, s3 = splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO)
         for pair in range(len(keys)):
             f, row = load_twice(factor, pair * step), (first + keys[pair]) * features + d
@@ -248,32 +267,19 @@ def backward_keys(
     by_key: ByKey, rows: Rows, sizes: Sizes, first: int, last: int, kept: Kept, grads: Gradients
 ) -> None:
     """Fill dk and dv of atoms first..last-1 from the pairs in which they are keys."""
-    features = sizes.features * LANES
-    whole = sizes.features // 4 * 4 * LANES
+    features, most = sizes.features * LANES, 1
+    for j in range(first, last):
+        most = max(most, by_key.ptr[j + 1] - by_key.ptr[j])
+    own = np.empty(most * 2 * LANES, F)
     for j in range(first, last):
         begin, end = by_key.ptr[j], by_key.ptr[j + 1]
+        queries = by_key.query[begin:end]
         for group in range(sizes.groups):
-            atoms, pairs = group * sizes.atoms, group * rows.offset[-1]
+            pairs, row = group * rows.offset[-1], (group * sizes.atoms + j) * features
             for x in range(begin, end):
                 ahead = by_key.pair[min(x + _AHEAD, len(by_key.pair) - 1)]
                 prefetch(grads.pairs, 2 * (pairs + ahead) * LANES)
-            for d in range(0, whole, 2 * WIDE):
-                k0, k1, v0, v1 = splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO), splat_wide(_ZERO)
-                for x in range(begin, end):
-                    pair, other = 2 * (pairs + by_key.pair[x]) * LANES, (atoms + by_key.query[x]) * features + d
-                    p, ds = load_twice(grads.pairs, pair), load_twice(grads.pairs, pair + LANES)
-                    k0, k1 = fma(ds, load_wide(kept.q, other), k0), fma(ds, load_wide(kept.q, other + WIDE), k1)
-                    v0, v1 = fma(p, load_wide(grads.dy, other), v0), fma(p, load_wide(grads.dy, other + WIDE), v1)
-                to = (atoms + j) * features + d
-                store(grads.dk, to, k0)
-                store(grads.dk, to + WIDE, k1)
-                store(grads.dv, to, v0)
-                store(grads.dv, to + WIDE, v1)
-            for d in range(whole, features, LANES):
-                dk, dv = splat(_ZERO), splat(_ZERO)
-                for x in range(begin, end):
-                    pair, other = 2 * (pairs + by_key.pair[x]) * LANES, (atoms + by_key.query[x]) * features + d
-                    dk = fma(load(grads.pairs, pair + LANES), load(kept.q, other), dk)
-                    dv = fma(load(grads.pairs, pair), load(grads.dy, other), dv)
-                store(grads.dk, (atoms + j) * features + d, dk)
-                store(grads.dv, (atoms + j) * features + d, dv)
+                pair = load_wide(grads.pairs, 2 * (pairs + by_key.pair[x]) * LANES)
+                store(own, 2 * (x - begin) * LANES, pair)
+            _gather(own, 2 * LANES, grads.dy, queries, group, sizes, grads.dv, row)
+            _gather(own[LANES:], 2 * LANES, kept.q, queries, group, sizes, grads.dk, row)

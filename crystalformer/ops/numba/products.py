@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
@@ -18,6 +18,7 @@ from crystalformer.ops.numba.pairs import Floats
 from crystalformer.ops.numba.simd import (
     LANES,
     WIDE,
+    WIDE_REGISTERS,
     Typed,
     compiled,
     either,
@@ -112,14 +113,7 @@ def _multiply(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int], adde
             column += TILE if wide else WIDE
 
 
-def _has_wide_registers() -> bool:
-    """Whether 32 registers hold sixteen numbers each, or else sixteen hold eight or 32 hold four."""
-    if config.CPU_FEATURES is not None:
-        return "+avx512f" in config.CPU_FEATURES
-    return bool(binding.get_host_cpu_features().get("avx512f"))
-
-
-TILE = PANEL if _has_wide_registers() else WIDE
+TILE = PANEL if WIDE_REGISTERS else WIDE
 """Columns of a tile: its sums are in 24 of the registers, or 12 of 16."""
 
 

@@ -38,9 +38,9 @@ _ZERO, _HALF = F(0.0), F(0.5)
 
 
 @compiled
-def _first_base(distance: float, sizes: Sizes) -> int:
-    """Where the window of a distance (Å) begins: even, and growing with it."""
-    base = int(distance / sizes.spacing - 0.5 * (sizes.window - 1)) // 2 * 2
+def _first_base(distance: float, per: float, sizes: Sizes) -> int:
+    """Where the window of a distance (Å) begins: even, and growing with it. per: 1/spacing."""
+    base = int(distance * per - 0.5 * (sizes.window - 1)) & -2
     return min(max(base, 0), sizes.bases - sizes.window)
 
 
@@ -49,20 +49,22 @@ def bases_of(rows: Rows, sizes: Sizes, i: int) -> int:
     """The base from which the features of all shells that atom i uses are 0."""
     if sizes.window == 0 or rows.used[i] == 0:
         return 0
-    return _first_base(rows.plan.distance[rows.plan.start[i] + rows.used[i] - 1], sizes) + sizes.window
+    farthest = rows.plan.distance[rows.plan.start[i] + rows.used[i] - 1]
+    return _first_base(farthest, 1.0 / sizes.spacing, sizes) + sizes.window
 
 
 @compiled
 def _radial(rows: Rows, sizes: Sizes, i: int, first: int, last: int, radial: Features, at: int) -> None:
     """Make the features of atom i's shells first..last-1, from row at + first on."""
-    window, spacing = sizes.window, sizes.spacing
-    step = mul(ramp(), splat_wide(F(-spacing / sizes.width)))
+    window, spacing = sizes.window, sizes.spacing / sizes.width
+    per, of_width = 1.0 / sizes.spacing, 1.0 / sizes.width
+    step = mul(ramp(), splat_wide(F(-spacing)))
     for t in range(first, last):
         distance = rows.plan.distance[rows.plan.start[i] + t]
-        base = _first_base(distance, sizes)
+        base = _first_base(distance, per, sizes)
         radial.begin[at + t] = base
         for x in range(0, window, WIDE):
-            offset = add(step, splat_wide(F((distance - (base + x + 1) * spacing) / sizes.width)))
+            offset = add(step, splat_wide(F(distance * of_width - (base + x + 1) * spacing)))
             store(radial.b, (at + t) * window + x, exp(mul(mul(offset, offset), splat_wide(-_HALF))))
 
 

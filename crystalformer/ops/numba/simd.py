@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_jitable, register_model
 from numba.np.arrayobj import make_array
@@ -22,6 +22,16 @@ from crystalformer.ops.numba.kept import Kept, stamp_of_code
 LANES = 8
 WIDE = 16
 """Numbers in a vector of either kind."""
+
+
+def _has_wide_registers() -> bool:
+    """Whether 32 registers hold sixteen numbers each, or else sixteen hold eight or 32 hold four."""
+    if config.CPU_FEATURES is not None:
+        return "+avx512f" in config.CPU_FEATURES
+    return bool(binding.get_host_cpu_features().get("avx512f"))
+
+
+WIDE_REGISTERS = _has_wide_registers()
 
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _WIDE = ir.VectorType(ir.FloatType(), WIDE)
