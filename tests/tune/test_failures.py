@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import time
 
 import pytest
 import ray
@@ -39,6 +40,9 @@ class Failing:
     def data(self, error):
         raise error
 
+    def wait(self):
+        time.sleep(600)
+
 
 def raised(reference):
     with pytest.raises(ray.exceptions.RayError) as caught:
@@ -53,8 +57,9 @@ def test_the_cause_is_told_and_not_rays_traceback(address):
         assert str(found) == f"the trials' data cannot be had: {told(error)}" and of_every_trial(found)
     large = raised(actor.data.remote(MemoryError("40 GB")))
     assert told(large) == "MemoryError: 40 GB" and not of_every_trial(large)
+    waiting = actor.wait.remote()  # a call made behind the kill may be answered before it
     ray.kill(actor)
-    gone = raised(actor.data.remote(FULL))
+    gone = raised(waiting)
     assert isinstance(gone, NoTrialCan) and "ActorDiedError: The actor" in str(gone) and "\n" not in str(gone)
 
 
