@@ -10,7 +10,7 @@ import pytest
 from cluster.cli import main
 from cluster.driver.snapshot import SNAPSHOT
 from cluster.run.report import read_metrics
-from tests.cluster.runs import TIMEOUT, Run, errors, numbers
+from tests.cluster.runs import EPOCHS, TIMEOUT, Run, errors, numbers
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,13 @@ def test_a_killed_driver_and_a_damaged_checkpoint(begin, whole):
     assert errors(run.folder) == pytest.approx(errors(whole), rel=3e-2)
 
 
-def test_sigterm_writes_a_checkpoint_in_mid_epoch_and_a_killed_worker_is_replaced(begin, whole):
+def test_sigterm_writes_a_checkpoint_in_mid_epoch_and_a_killed_worker_is_replaced(begin):
     """One run is stopped, goes on without Ray Train's list of its checkpoints, and loses its worker then."""
-    run = begin("stopped", checkpoint_every=100)
+    long = {"epochs": 5 * EPOCHS}  # a fast machine does 20 while a stop is on its way
+    whole = begin("whole-long", **long)
+    text = whole.end()
+    assert whole.process.returncode == 0, text
+    run = begin("stopped", **long, checkpoint_every=10 * EPOCHS)
     run.wait_for(2)
     run.process.send_signal(signal.SIGTERM)
     text = run.end()
@@ -71,7 +75,7 @@ def test_sigterm_writes_a_checkpoint_in_mid_epoch_and_a_killed_worker_is_replace
     position = json.loads((only / "state.json").read_text())["position"]
     (run.folder / SNAPSHOT).write_text("")
 
-    again = begin("stopped", resume=True)
+    again = begin("stopped", **long, resume=True)
     again.wait_for_checkpoint(epoch=position["epoch"])
     (worker,) = again.workers()
     worker.kill()
@@ -83,8 +87,8 @@ def test_sigterm_writes_a_checkpoint_in_mid_epoch_and_a_killed_worker_is_replace
     assert later and all(int(step) > position["step"] for step, _ in later)
     rows, results = read_metrics(run.folder), json.loads((run.folder / "results.json").read_text())
     assert results["wall_seconds"] > rows[-1]["seconds"]  # the stopped command's time counts too
-    assert numbers(run.folder) == numbers(whole)
-    assert errors(run.folder) == errors(whole)
+    assert numbers(run.folder) == numbers(whole.folder)
+    assert errors(run.folder) == errors(whole.folder)
 
 
 def test_a_resumed_run_may_not_change_what_it_computes(folder, whole, capsys):

@@ -38,7 +38,7 @@ def ray_here(s3):
         yield
 
 
-EPOCHS = 6
+EPOCHS = 16
 """Of a run that is stopped after its first: it must not have ended when its driver looks."""
 
 
