@@ -39,7 +39,7 @@ _ZERO, _HALF = F(0.0), F(0.5)
 
 @compiled
 def _first_base(distance: float, per: float, sizes: Sizes) -> int:
-    """Where the window of a distance (Å) begins: even, and growing with it. per: 1/spacing."""
+    """Where the window of a distance (Å) begins: even, and growing with it. per: 1/spacing in 1/Å."""
     base = int(distance * per - 0.5 * (sizes.window - 1)) & -2
     return min(max(base, 0), sizes.bases - sizes.window)
 

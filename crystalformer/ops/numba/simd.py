@@ -32,6 +32,7 @@ def _has_wide_registers() -> bool:
 
 
 WIDE_REGISTERS = _has_wide_registers()
+"""Whether a kernel may keep eight wide vectors and more."""
 
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _WIDE = ir.VectorType(ir.FloatType(), WIDE)

@@ -61,11 +61,12 @@ def test_a_killed_driver_and_a_damaged_checkpoint(begin, whole):
 
 def test_sigterm_writes_a_checkpoint_in_mid_epoch_and_a_killed_worker_is_replaced(begin):
     """One run is stopped, goes on without Ray Train's list of its checkpoints, and loses its worker then."""
-    long = {"epochs": 5 * EPOCHS}  # a fast machine does 20 while a stop is on its way
+    # A fast machine does 20 epochs while a stop is on its way; no checkpoint is due before the end.
+    long = {"epochs": 5 * EPOCHS, "checkpoint_every": 10 * EPOCHS}
     whole = begin("whole-long", **long)
     text = whole.end()
     assert whole.process.returncode == 0, text
-    run = begin("stopped", **long, checkpoint_every=10 * EPOCHS)
+    run = begin("stopped", **long)
     run.wait_for(2)
     run.process.send_signal(signal.SIGTERM)
     text = run.end()
@@ -75,7 +76,7 @@ def test_sigterm_writes_a_checkpoint_in_mid_epoch_and_a_killed_worker_is_replace
     position = json.loads((only / "state.json").read_text())["position"]
     (run.folder / SNAPSHOT).write_text("")
 
-    again = begin("stopped", **long, resume=True)
+    again = begin("stopped", epochs=5 * EPOCHS, resume=True)
     again.wait_for_checkpoint(epoch=position["epoch"])
     (worker,) = again.workers()
     worker.kill()
