@@ -162,7 +162,8 @@ class Worker:
         model.freeze_statistics(feed.batch(rows, self._place.device)[0], all_reduce)
 
     def close(self) -> None:
-        """Nothing is told of this worker from now on."""
+        """Nothing is told of this worker, or written by it, from now on."""
+        self._saver.close()
         self._metrics.close()
         tell_warnings(None)
 

@@ -70,6 +70,10 @@ class Saver:
             raise RunFailed(f"{NOT_WRITTEN}: {problem}; those before it stay, see --resume")
         self._host.keep(metrics, checkpoint)
 
+    def close(self) -> None:
+        """Wait until what was begun is written: who takes the run up finds it, and nothing appears after this."""
+        self._threads.shutdown()
+
     def _write(self, state: TrainState, outcome: Outcome | None) -> ray.train.Checkpoint:
         folder = Path(tempfile.mkdtemp(prefix="crystalformer-checkpoint-"))
         try:
