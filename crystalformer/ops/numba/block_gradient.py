@@ -25,10 +25,18 @@ from crystalformer.ops.numba.block import (
 from crystalformer.ops.numba.fork import claim, fork
 from crystalformer.ops.numba.kernels import backward_keys, backward_queries
 from crystalformer.ops.numba.lanes import from_lanes, to_lanes, weight_from_lanes
-from crystalformer.ops.numba.operands import ByKey, Gradients, Rows, Sizes, Team, reach, sort_by_key
-from crystalformer.ops.numba.pairs import Floats, IntArray, Plan
+from crystalformer.ops.numba.operands import Gradients, Rows, Sizes, Team, reach
+from crystalformer.ops.numba.pairs import ByKey, Floats, IntArray, Plan
 from crystalformer.ops.numba.passes import gradients_of, own_features, sum_parts
-from crystalformer.ops.numba.products import DEPTH, add_product, matrix, set_product, turned
+from crystalformer.ops.numba.products import (
+    DEPTH,
+    add_product,
+    matrix,
+    room_for,
+    set_long_product,
+    set_product,
+    turned,
+)
 from crystalformer.ops.numba.radial import backward_weight
 from crystalformer.ops.numba.rho import slope_of
 from crystalformer.ops.numba.simd import (
@@ -72,14 +80,13 @@ class Flow(NamedTuple):
 
 
 @inlined
-def backward_block(block: Block, plan: Plan, flow: Flow, out: IntArray, team: Team) -> None:
+def backward_block(block: Block, plan: Plan, by_key: ByKey, flow: Flow, out: IntArray, team: Team) -> None:
     """Fill dx, and the gradients of the block's parameters; dx2 is given, what is between is overwritten."""
     sizes, kept = block.sizes, block.kept
     rows, omega = reach(plan, kept.c, block.heads, block.constants.cutoff_sigmas), omega_of(block)
-    by_key, threads = sort_by_key(rows), threads_for(team, sizes.atoms)
-    grads = gradients_of(block.bases > 0, sizes, flow.pairs)
+    threads, grads = threads_for(team, sizes.atoms), gradients_of(block.bases > 0, sizes, flow.pairs)
     first, second, third = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
-    fork(_query_parts, team.parallel, threads, (first, block, rows, flow, grads, omega))
+    fork(_query_parts, team.parallel, threads, (first, block, rows, by_key, flow, grads, omega))
     fork(_key_chunks, team.parallel, threads, (second, block, rows, by_key, flow, grads))
     fork(_weight_parts, team.parallel, threads, (third, block, flow, out))
     _direction(grads.dc, kept.q, sizes, omega)
@@ -91,7 +98,9 @@ def backward_block(block: Block, plan: Plan, flow: Flow, out: IntArray, team: Te
 
 
 @compiled
-def _query_parts(counter: IntArray, block: Block, rows: Rows, flow: Flow, grads: Gradients, omega: Floats) -> None:
+def _query_parts(
+    counter: IntArray, block: Block, rows: Rows, by_key: ByKey, flow: Flow, grads: Gradients, omega: Floats
+) -> None:
     """One thread's share of the feed-forward network's gradients, dq, the pairs' and the parts of dweight."""
     sizes, f, part, kept = block.sizes, block.features, block.sizes.part, block.kept
     own, row, place = (
@@ -104,7 +113,7 @@ def _query_parts(counter: IntArray, block: Block, rows: Rows, flow: Flow, grads:
         last = min(first + part, sizes.atoms)
         _feed_back(block, flow, first, last, row)
         to_lanes(row, place, block.heads, sizes.features, first, last, grads.dy)
-        backward_queries(rows, sizes, own, first, last, kept, grads)
+        backward_queries(rows, by_key, sizes, own, first, last, kept, grads)
         if block.bases:
             backward_weight(sizes, first, last, grads.dy, kept.sums, grads.dweight)
         _through_rho(block, grads, omega, first, last)
@@ -171,6 +180,7 @@ def _weight_parts(counter: IntArray, block: Block, flow: Flow, out: IntArray) ->
     """One thread's share of the gradients of the linear layers."""
     f, m, atoms = block.features, block.hidden, block.sizes.atoms
     size = ROWS if atoms <= DEPTH else MANY * ROWS
+    room = np.empty(room_for(size) if atoms > DEPTH else 0, F)
     jobs = (
         (FIRST, flow.dinner, m, block.x1, f),
         (SECOND, flow.dx2, f, block.inner, m),
@@ -185,9 +195,13 @@ def _weight_parts(counter: IntArray, block: Block, flow: Flow, out: IntArray) ->
         while part < before + parts:
             first = (part - before) * size
             last = min(first + size, rows)
-            a, c = turned(gradient, first, rows), matrix(weight, first * columns, columns)
-            set_product(a, matrix(given, 0, columns), c, (last - first, columns, atoms))
-            _sum_of_rows(gradient, rows, first, last, bias)
+            a, b = turned(gradient, first, rows), matrix(given, 0, columns)
+            c = matrix(weight, first * columns, columns)
+            if atoms > DEPTH:
+                set_long_product(a, b, c, bias[first:last], (last - first, columns, atoms), room)
+            else:
+                set_product(a, b, c, (last - first, columns, atoms))
+                _sum_of_rows(gradient, rows, first, last, bias)
             part = claim(counter)
         before += parts
 

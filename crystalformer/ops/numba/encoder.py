@@ -26,15 +26,14 @@ from crystalformer.ops.numba.block import (
 )
 from crystalformer.ops.numba.block_gradient import Flow, backward_block
 from crystalformer.ops.numba.launch import Kernels, numbers_of
+from crystalformer.ops.numba.memory import LINE, PIECES
 from crystalformer.ops.numba.operands import Features, Sizes, Team, kept_in
-from crystalformer.ops.numba.pairs import FloatArray, Floats, IntArray, Plan
+from crystalformer.ops.numba.pairs import ByKey, FloatArray, Floats, IntArray, Plan
 from crystalformer.ops.numba.rho import FUNCTIONS, Rho
 from crystalformer.ops.numba.simd import LANES, WIDE, compiled, either, inlined
 from crystalformer.ops.numba.threads import team
 
 F = np.float32
-_LINE = 16
-"""Numbers in a line of the cache."""
 
 
 def fits(features: int, hidden: int) -> bool:
@@ -83,7 +82,7 @@ def _attention_length(sizes: Sizes) -> int:
 @either
 def _lanes_length(sizes: Sizes) -> int:
     """Numbers (G, N, 8), in whole lines of the cache."""
-    return -(-sizes.groups * sizes.atoms * LANES // _LINE) * _LINE
+    return -(-sizes.groups * sizes.atoms * LANES // LINE) * LINE
 
 
 @inlined
@@ -157,6 +156,7 @@ def _scratch_length(common: Common, pairs: int) -> int:
 @compiled
 def _backward(  # noqa: PLR0913 - arrays that numba takes one by one
     plan: Plan,
+    by_key: ByKey,
     common: Common,
     tables: Tables,
     team: Team,
@@ -177,7 +177,8 @@ def _backward(  # noqa: PLR0913 - arrays that numba takes one by one
         before = x if layer == 0 else memory[layer * length - row : layer * length]
         block = _block(layer, common, tables, before, before, own)
         into = dx if layer == 0 else first if layer % 2 else second
-        backward_block(block, plan, Flow(given, inner, dx1, dq, dk, dv, into, pairs), tables.gradients[layer], team)
+        flow = Flow(given, inner, dx1, dq, dk, dv, into, pairs)
+        backward_block(block, plan, by_key, flow, tables.gradients[layer], team)
         given = into
 
 
@@ -200,7 +201,7 @@ class Encoder:
 
     def __init__(self, layers: Sequence[Layer], hidden: int, rho: tuple[str, float, float]) -> None:
         kernels = [layer.attention for layer in layers]
-        self._plan, self._count = kernels[0].plan.placed, len(layers)
+        self._pairs, self._count = kernels[0].plan, len(layers)
         self._hidden, self._rho = hidden, Rho(FUNCTIONS.index(rho[0]), *rho[1:])
         self._shape, self._sizes = kernels[0].shape, kernels[0].sizes()
         self._features = [one.features() for one in kernels]
@@ -219,11 +220,12 @@ class Encoder:
         keep: whether there will be one.
         """
         common = self._common(weights[PARAMETERS - 1])
-        memory = _memory(_memory_length(common) * (self._count if keep else 1))
+        memory = PIECES.take(_memory_length(common) * (self._count if keep else 1))
         if common.heads % LANES:
             memory.fill(0)
-        packs, out = _memory(packed_length(common.features, common.hidden)), torch.empty_like(x)
-        _forward(self._plan, common, self._tables(weights, ()), team(), numbers_of(x), memory, packs, numbers_of(out))
+        packs, out = PIECES.take(packed_length(common.features, common.hidden)), torch.empty_like(x)
+        arrays = numbers_of(x), memory, packs, numbers_of(out)
+        _forward(self._pairs.placed, common, self._tables(weights, ()), team(), *arrays)
         return out, torch.from_numpy(memory)
 
     def backward(
@@ -232,9 +234,9 @@ class Encoder:
         """Gradients of the features before the blocks (N, F), and of the weights, from that of those behind them."""
         gradients, dx = [None if w is None else torch.empty_like(w) for w in weights], torch.empty_like(x)
         common, tables = self._common(weights[PARAMETERS - 1]), self._tables(weights, gradients)
-        scratch = _memory(_scratch_length(common, int(self._plan.pair_ptr[-1])))
+        scratch = PIECES.take(_scratch_length(common, len(self._pairs.arrays.key)))
         arrays = numbers_of(x), numbers_of(memory), scratch, numbers_of(dx2), numbers_of(dx)
-        _backward(self._plan, common, tables, team(), *arrays)
+        _backward(self._pairs.placed, self._pairs.by_key, common, tables, team(), *arrays)
         return dx, gradients
 
     def _common(self, radial: Tensor | None) -> Common:
@@ -246,16 +248,6 @@ class Encoder:
 
     def _tables(self, weights: Sequence[Tensor | None], gradients: Sequence[Tensor | None]) -> Tables:
         return Tables(_addresses(weights), _addresses(gradients), self._places, self._numbers)
-
-
-def _memory(count: int) -> Floats:
-    """So many float32 from the beginning of a cache line on.
-
-    NumPy asks for large pages where an array is large: without them a tenth of a large cell's step goes to faults.
-    """
-    memory = np.empty(count + _LINE, F)
-    begin = -memory.ctypes.data // memory.itemsize % _LINE
-    return memory[begin : begin + count]
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> IntArray:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from crystalformer.ops.numba.operands import ByKey, Features, Gradients, Kept, Rows, Sizes, most_used
-from crystalformer.ops.numba.pairs import Floats, Int32Array
+from crystalformer.ops.numba.operands import Features, Gradients, Kept, Rows, Sizes, most_used
+from crystalformer.ops.numba.pairs import ByKey, Floats, Int32Array
 from crystalformer.ops.numba.radial import (
     bases_of,
     features_of,
@@ -41,18 +41,19 @@ from crystalformer.ops.numba.simd import (
     load_wide,
     mul,
     odds,
-    prefetch,
+    settle,
     splat,
     splat_wide,
     store,
+    stream,
     sub,
 )
 
 F = np.float32
 _ZERO, _ONE = F(0.0), F(1.0)
 _LEAST = F(-1e30)
-_AHEAD = 12
-"""Pairs by which memory is asked for ahead of its use: each lies in a page of its own."""
+FAR = 2**23
+"""Numbers of all pairs' gradients from which they are in no cache any more when they are read."""
 
 
 @compiled
@@ -64,7 +65,7 @@ def forward(rows: Rows, sizes: Sizes, radial: Features, first: int, last: int, k
     p_row, radial_sums = np.empty((most + 1) * WIDE, F), np.empty(sizes.bases * LANES, F)
     reached = np.zeros(last - first, np.int64)
     for i in range(first, last):
-        used, pairs = rows.used[i], rows.offset[i + 1] - rows.offset[i]
+        used, pairs = rows.used[i], rows.pairs[i]
         start, keys = rows.plan.start[i], rows.plan.key[rows.plan.pair_ptr[i] : rows.plan.pair_ptr[i] + pairs]
         at, bases = features_of(rows, sizes, radial, i), bases_of(rows, sizes, i)
         reached[i - first] = bases
@@ -203,13 +204,13 @@ def _clear(out: Floats, at: int, rows: int) -> None:
 
 @compiled
 def backward_queries(
-    rows: Rows, sizes: Sizes, radial: Features, first: int, last: int, kept: Kept, grads: Gradients
+    rows: Rows, by_key: ByKey, sizes: Sizes, radial: Features, first: int, last: int, kept: Kept, grads: Gradients
 ) -> None:
     """Fill dq and dc of atoms first..last-1, and their pairs."""
     window, features = sizes.window, sizes.features
     most, most_pairs = most_used(rows, first, last)
     score, dp_pair = np.empty(most_pairs * LANES, F), np.empty(most_pairs * LANES, F)
-    scale = splat(sizes.scale)
+    own, scale = np.empty(most_pairs * 2 * LANES, F), splat(sizes.scale)
     dp_row, reached = np.empty(most * LANES, F), np.zeros(last - first, np.int64)
     dsums = np.empty(sizes.groups * (last - first) * sizes.bases * LANES, F)
     for i in range(first, last):
@@ -220,11 +221,11 @@ def backward_queries(
             gradients = dsums[group * one_group : (group + 1) * one_group]
             project_back(grads.dy, reached, kept.weight, group, sizes, gradients, first, last)
     for i in range(first, last):
-        used, pairs = rows.used[i], rows.offset[i + 1] - rows.offset[i]
+        used, pairs = rows.used[i], rows.pairs[i]
         start, keys = rows.plan.start[i], rows.plan.key[rows.plan.pair_ptr[i] : rows.plan.pair_ptr[i] + pairs]
         at = features_of(rows, sizes, radial, i)
         for group in range(sizes.groups):
-            atom, base = group * sizes.atoms + i, 2 * (group * rows.offset[-1] + rows.offset[i]) * LANES
+            atom = group * sizes.atoms + i
             row = atom * features * LANES
             precision = load(kept.c, atom * LANES)
             _scores(kept.q, row, kept.k, keys, group, sizes, sizes.scale, score)
@@ -233,7 +234,7 @@ def backward_queries(
             if window:
                 of = group * one_group + (i - first) * sizes.bases * LANES
                 times_features(radial, at, used, window, dsums, of, dp_row)
-            _clear(grads.pairs, base, 2 * pairs)
+            _clear(own, 0, 2 * pairs)
             dprecision = splat(_ZERO)
             for t in range(0, used, 2):
                 p, after = _weights(rows, start + t, start + used, precision, score, splat(_ZERO))
@@ -241,12 +242,26 @@ def backward_queries(
                     dp = load(dp_pair, _pair(rows, shell))
                     if window:
                         dp = add(dp, load(dp_row, (shell - start) * LANES))
-                    ds, own = mul(weight, dp), base + 2 * _pair(rows, shell)
-                    store(grads.pairs, own, add(load(grads.pairs, own), weight))
-                    store(grads.pairs, own + LANES, fma(ds, scale, load(grads.pairs, own + LANES)))
+                    ds, pair = mul(weight, dp), 2 * _pair(rows, shell)
+                    store(own, pair, add(load(own, pair), weight))
+                    store(own, pair + LANES, fma(ds, scale, load(own, pair + LANES)))
                     dprecision = fma(ds, broadcast(rows.plan.farness, shell), dprecision)
             store(grads.dc, atom * LANES, dprecision)
-            _gather(grads.pairs[base + LANES :], 2 * LANES, kept.k, keys, group, sizes, grads.dq, row)
+            _gather(own[LANES:], 2 * LANES, kept.k, keys, group, sizes, grads.dq, row)
+            slots = by_key.slot_of[rows.plan.pair_ptr[i] : rows.plan.pair_ptr[i] + pairs]
+            _put(own, slots, group * len(rows.plan.key), grads.pairs)
+    settle()
+
+
+@compiled
+def _put(own: Floats, slots: Int32Array, first: int, out: Floats) -> None:
+    """Write an atom's pairs to their slots; past the caches where they would not stay there until they are read."""
+    if len(out) > FAR:
+        for pair in range(len(slots)):
+            stream(out, 2 * (first + slots[pair]) * LANES, load_wide(own, 2 * pair * LANES))
+    else:
+        for pair in range(len(slots)):
+            store(out, 2 * (first + slots[pair]) * LANES, load_wide(own, 2 * pair * LANES))
 
 
 @compiled
@@ -270,16 +285,22 @@ def backward_keys(
     features, most = sizes.features * LANES, 1
     for j in range(first, last):
         most = max(most, by_key.ptr[j + 1] - by_key.ptr[j])
-    own = np.empty(most * 2 * LANES, F)
+    own, slots, queries = np.empty(most * 2 * LANES, F), np.empty(most, np.int32), np.empty(most, np.int32)
     for j in range(first, last):
-        begin, end = by_key.ptr[j], by_key.ptr[j + 1]
-        queries = by_key.query[begin:end]
+        count = _pairs_of(by_key, rows, j, slots, queries)
         for group in range(sizes.groups):
-            pairs, row = group * rows.offset[-1], (group * sizes.atoms + j) * features
-            for x in range(begin, end):
-                ahead = by_key.pair[min(x + _AHEAD, len(by_key.pair) - 1)]
-                prefetch(grads.pairs, 2 * (pairs + ahead) * LANES)
-                pair = load_wide(grads.pairs, 2 * (pairs + by_key.pair[x]) * LANES)
-                store(own, 2 * (x - begin) * LANES, pair)
-            _gather(own, 2 * LANES, grads.dy, queries, group, sizes, grads.dv, row)
-            _gather(own[LANES:], 2 * LANES, kept.q, queries, group, sizes, grads.dk, row)
+            before, row = group * len(rows.plan.key), (group * sizes.atoms + j) * features
+            for x in range(count):
+                store(own, 2 * x * LANES, load_wide(grads.pairs, 2 * (before + slots[x]) * LANES))
+            _gather(own, 2 * LANES, grads.dy, queries[:count], group, sizes, grads.dv, row)
+            _gather(own[LANES:], 2 * LANES, kept.q, queries[:count], group, sizes, grads.dk, row)
+
+
+@compiled
+def _pairs_of(by_key: ByKey, rows: Rows, j: int, slots: Int32Array, queries: Int32Array) -> int:
+    """Fill slots and i of the pairs in reach whose key is j, and say how many there are."""
+    count = 0
+    for x in range(by_key.ptr[j], by_key.ptr[j + 1]):
+        slots[count], queries[count] = by_key.slot[x], by_key.query[x]
+        count += int(by_key.rank[x] < rows.pairs[by_key.query[x]])  # no branch: nobody could foretell it
+    return count

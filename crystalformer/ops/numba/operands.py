@@ -3,10 +3,10 @@
 Eight heads go side by side in one vector, so no sum ever runs across a vector and any number of features, of radial
 bases and of heads (filled up with zeros) will do. All arrays are flat; legend of their shapes:
 
-    G groups of eight heads · N atoms · S shells · E pairs, P of them in reach · D features a head
+    G groups of eight heads · N atoms · S shells · E pairs · D features a head
     K radial bases, filled up to a multiple of sixteen
     q, k, v, y, dy … (G, N, D, 8) · c, lse, dc (G, N, 8) · sums (G, N, K, 8) · weight (G, K, D, 8)
-    pairs (G, P, 2, 8) · dweight: as weight, once for every ``part`` atoms
+    pairs (G, E, 2, 8) · dweight: as weight, once for every ``part`` atoms
 
 c: 1/(2 sigma²) of each atom's Gaussians in 1/Å².
 """
@@ -23,11 +23,11 @@ from crystalformer.ops.numba.simd import LANES, compiled
 
 
 class Rows(NamedTuple):
-    """The plan as far as the atoms reach: used (N,), shells of an atom; offset (N+1,): used pairs before it."""
+    """The plan as far as the atoms reach: used (N,) and pairs (N,) of an atom: its first shells and pairs."""
 
     plan: Plan
     used: IntArray
-    offset: IntArray
+    pairs: IntArray
 
 
 class Features(NamedTuple):
@@ -55,7 +55,10 @@ class Kept(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What the backward reads and writes; pairs: softmax weights and, beside each, gradients of scores."""
+    """What the backward reads and writes; pairs: softmax weights and, beside each, gradients of scores.
+
+    Of the pairs in reach, each in the slot that pairs.ByKey has for it.
+    """
 
     dy: Floats
     dq: Floats
@@ -89,14 +92,6 @@ class Team(NamedTuple):
     parallel: int
     threads: int
     shells: int
-
-
-class ByKey(NamedTuple):
-    """The pairs in reach in order of j, then i: where those of an atom begin (N+1,), the pair (P,), its i (P,)."""
-
-    ptr: IntArray
-    pair: Int32Array
-    query: Int32Array
 
 
 class Sizes(NamedTuple):
@@ -150,8 +145,7 @@ def _up_to(values: FloatArray | Int32Array, first: int, last: int, limit: float)
 def reach(plan: Plan, c: Floats, heads: int, cutoff_sigmas: float) -> Rows:
     """The plan as far as the atoms reach: every one stops at so many widths of its own widest Gaussian."""
     atoms = len(plan.order)
-    used, offset = np.empty(atoms, np.int64), np.empty(atoms + 1, np.int64)
-    offset[0] = 0
+    used, pairs = np.empty(atoms, np.int64), np.empty(atoms, np.int64)
     for i in range(atoms):
         widest = c[i * LANES]
         for head in range(1, heads):
@@ -160,29 +154,8 @@ def reach(plan: Plan, c: Floats, heads: int, cutoff_sigmas: float) -> Rows:
         first, last = plan.start[i], plan.stop[i]
         # At least the atom itself, also where the radius is not a number: the result then is none either.
         used[i] = max(_up_to(plan.distance, first, last, radius), min(1, last - first))
-        pairs = _up_to(plan.nearest, plan.pair_ptr[i], plan.pair_ptr[i + 1], used[i] - 1)
-        offset[i + 1] = offset[i] + pairs
-    return Rows(plan, used, offset)
-
-
-@compiled
-def sort_by_key(rows: Rows) -> ByKey:
-    """The lists of pairs by key."""
-    atoms, pairs = len(rows.used), rows.offset[-1]
-    by_key = ByKey(np.zeros(atoms + 1, np.int64), np.empty(pairs, np.int32), np.empty(pairs, np.int32))
-    for i in range(atoms):
-        for pair in range(rows.plan.pair_ptr[i], rows.plan.pair_ptr[i] + rows.offset[i + 1] - rows.offset[i]):
-            by_key.ptr[rows.plan.key[pair] + 1] += 1
-    filled = np.empty(atoms, np.int64)
-    for j in range(atoms):
-        filled[j] = by_key.ptr[j]
-        by_key.ptr[j + 1] += by_key.ptr[j]
-    for i in range(atoms):
-        for pair in range(rows.offset[i + 1] - rows.offset[i]):
-            j = rows.plan.key[rows.plan.pair_ptr[i] + pair]
-            by_key.pair[filled[j]], by_key.query[filled[j]] = rows.offset[i] + pair, i
-            filled[j] += 1
-    return by_key
+        pairs[i] = _up_to(plan.nearest, plan.pair_ptr[i], plan.pair_ptr[i + 1], used[i] - 1)
+    return Rows(plan, used, pairs)
 
 
 @compiled
@@ -190,5 +163,5 @@ def most_used(rows: Rows, first: int, last: int) -> tuple[int, int]:
     """The most shells and the most pairs that an atom of first..last-1 uses."""
     shells, pairs = 1, 1
     for i in range(first, last):
-        shells, pairs = max(shells, rows.used[i]), max(pairs, rows.offset[i + 1] - rows.offset[i])
+        shells, pairs = max(shells, rows.used[i]), max(pairs, rows.pairs[i])
     return shells, pairs

@@ -7,6 +7,7 @@ in the order of i and then of their nearest shells.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,9 @@ NEAR = 256
 
 CLUSTER = 32
 """An atom and up to so many of its nearest follow one another then."""
+
+TOGETHER = 64
+"""Atoms whose pairs lie in the order of their keys: these are within reach of a core's second cache."""
 
 
 class Plan(NamedTuple):
@@ -50,7 +54,22 @@ class Plan(NamedTuple):
     nearest: Int32Array
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
+class ByKey(NamedTuple):
+    """The pairs in the order of j, then of i, and where their gradients lie, from i to j.
+
+    ptr (N+1,): where the pairs of a key begin. query (E,): i. rank (E,): the pair's place among those of i.
+    slot (E,): where its gradients lie; slot_of (E,): the same by the plan's own order of pairs. What ``TOGETHER``
+    atoms give to a key is side by side: for each pair by itself a key would look into a page of its own.
+    """
+
+    ptr: IntArray
+    query: Int32Array
+    rank: Int32Array
+    slot: Int32Array
+    slot_of: Int32Array
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairPlan:
     """A batch's plan, and what is kept with it.
 
@@ -81,6 +100,11 @@ class PairPlan:
         found = _join(plan, neighbor, count)
         arrays = plan._replace(key=key[:found].copy(), nearest=nearest[:found].copy())
         return cls(arrays=arrays, placed=arrays if order is places else arrays._replace(order=places))
+
+    @cached_property
+    def by_key(self) -> ByKey:
+        """The pairs as the backward walks them: only training asks for it."""
+        return _sort_by_key(self.arrays)
 
 
 PLANS: Handles[PairPlan] = Handles()
@@ -146,3 +170,27 @@ def _join(plan: Plan, neighbor: IntArray, count: IntArray) -> int:
             plan.images[shell] = count[shell]
         plan.pair_ptr[i + 1] = found
     return found
+
+
+@compiled
+def _sort_by_key(plan: Plan) -> ByKey:
+    atoms, pairs = len(plan.order), len(plan.key)
+    ptr = np.zeros(atoms + 1, np.int64)
+    for pair in range(pairs):
+        ptr[plan.key[pair] + 1] += 1
+    for j in range(atoms):
+        ptr[j + 1] += ptr[j]
+    query, rank = np.empty(pairs, np.int32), np.empty(pairs, np.int32)
+    slot, slot_of = np.empty(pairs, np.int32), np.empty(pairs, np.int32)
+    filled = ptr[:-1].copy()
+    for i in range(atoms):
+        for pair in range(plan.pair_ptr[i], plan.pair_ptr[i + 1]):
+            x = filled[plan.key[pair]]
+            query[x], rank[x] = i, pair - plan.pair_ptr[i]
+            filled[plan.key[pair]] += 1
+    free = plan.pair_ptr[:-1:TOGETHER].copy()
+    for x in range(pairs):
+        group = query[x] // TOGETHER
+        slot[x], slot_of[plan.pair_ptr[query[x]] + rank[x]] = free[group], free[group]
+        free[group] += 1
+    return ByKey(ptr, query, rank, slot, slot_of)

@@ -11,8 +11,8 @@ import numpy as np
 from crystalformer.ops.numba.fork import claim, fork
 from crystalformer.ops.numba.kernels import backward_keys, backward_queries, forward
 from crystalformer.ops.numba.lanes import from_lanes, to_lanes, weight_from_lanes, weight_to_lanes
+from crystalformer.ops.numba.memory import LINE, from_a_line_on
 from crystalformer.ops.numba.operands import (
-    ByKey,
     Features,
     Gradients,
     Kept,
@@ -22,9 +22,8 @@ from crystalformer.ops.numba.operands import (
     Team,
     kept_in,
     reach,
-    sort_by_key,
 )
-from crystalformer.ops.numba.pairs import Floats, IntArray, Plan
+from crystalformer.ops.numba.pairs import ByKey, Floats, IntArray, Plan
 from crystalformer.ops.numba.radial import backward_weight
 from crystalformer.ops.numba.simd import LANES, add, compiled, load, store
 
@@ -48,15 +47,23 @@ def forward_pass(
 
 @compiled
 def backward_pass(
-    plan: Plan, outer: Outer, sizes: Sizes, radial: Features, team: Team, cutoff_sigmas: float, memory: Floats
+    plan: Plan,
+    by_key: ByKey,
+    outer: Outer,
+    sizes: Sizes,
+    radial: Features,
+    team: Team,
+    cutoff_sigmas: float,
+    memory: Floats,
 ) -> None:
     """Fill the gradients of all but y, whose own is given, from what the forward left in the memory."""
     kept, order, heads = kept_in(memory, sizes), plan.order, outer.heads
     rows = reach(plan, kept.c, heads, cutoff_sigmas)
-    pairs, by_key = np.empty(2 * sizes.groups * rows.offset[-1] * LANES, F), sort_by_key(rows)
+    count = 2 * sizes.groups * len(plan.key) * LANES
+    pairs = from_a_line_on(np.empty(count + LINE, F), count)
     grads, threads = gradients_of(len(outer.weight) > 0, sizes, pairs), _threads(team, rows)
     first, second = np.zeros(1, np.int64), np.zeros(1, np.int64)
-    fork(_query_parts, team.parallel, threads, (first, outer, rows, sizes, radial, kept, grads))
+    fork(_query_parts, team.parallel, threads, (first, outer, rows, by_key, sizes, radial, kept, grads))
     fork(_key_chunks, team.parallel, threads, (second, outer, rows, sizes, by_key, kept, grads))
     if len(outer.weight):
         sum_parts(grads.dweight, len(kept.weight))
@@ -111,6 +118,7 @@ def _query_parts(
     counter: IntArray,
     outer: Outer,
     rows: Rows,
+    by_key: ByKey,
     sizes: Sizes,
     radial: Features,
     kept: Kept,
@@ -122,7 +130,7 @@ def _query_parts(
     while first < sizes.atoms:
         last = min(first + sizes.part, sizes.atoms)
         to_lanes(outer.y, order, heads, features, first, last, grads.dy)
-        backward_queries(rows, sizes, own, first, last, kept, grads)
+        backward_queries(rows, by_key, sizes, own, first, last, kept, grads)
         if len(grads.dweight):
             backward_weight(sizes, first, last, grads.dy, kept.sums, grads.dweight)
         from_lanes(grads.dq, order, heads, features, first, last, outer.q)

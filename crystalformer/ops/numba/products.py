@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -20,10 +21,14 @@ from crystalformer.ops.numba.simd import (
     WIDE,
     WIDE_REGISTERS,
     Typed,
+    add,
     compiled,
     either,
     inlined,
+    load_wide,
     splat_of,
+    splat_wide,
+    store,
     sum_of_product,
     transpose,
     vector_of,
@@ -37,6 +42,10 @@ PANEL = 64
 
 DEPTH = 256
 """Rows of a second factor that are summed over at a time: those of more, and of 64 columns, would leave the cache."""
+
+
+NEAR = 128
+"""Rows of both factors of a long product that are copied at a time: 64 columns of them fit into the first cache."""
 
 
 class Matrix(NamedTuple):
@@ -111,6 +120,60 @@ def _multiply(a: Matrix, b: Matrix, c: Matrix, shape: tuple[int, int, int], adde
                 else:
                     _narrow_tile(a, b, c, min(ROWS, rows - row), (row, column, first), part, begun)
             column += TILE if wide else WIDE
+
+
+@compiled
+def set_long_product(
+    a: Matrix, b: Matrix, c: Matrix, totals: Floats, shape: tuple[int, int, int], room: Floats
+) -> None:
+    """``set_product`` of a turned ``a`` over a depth that no cache holds; and the sums of a's rows to ``totals``.
+
+    Parts of a and b are copied to ``room``, of ``room_for`` rows, so that what a tile reads lies together. rows: a
+    multiple of 8.
+    """
+    rows, columns, depth = shape
+    near_a, sums = Matrix(room, 0, NEAR, 1, NEAR), rows * NEAR
+    near_b = Matrix(room, sums + rows * WIDE, PANEL, 1, PANEL * NEAR)
+    for x in range(sums, sums + rows * WIDE, WIDE):
+        store(room, x, splat_wide(np.float32(0.0)))
+    for first in range(0, depth, NEAR):
+        part = min(NEAR, depth - first)
+        _copy_turned(a, first, part, rows, room)
+        for row in range(rows):
+            total = load_wide(room, sums + row * WIDE)
+            for k in range(row * NEAR, row * NEAR + part, WIDE):
+                total = add(total, load_wide(room, k))
+            store(room, sums + row * WIDE, total)
+        for column in range(0, columns, PANEL):
+            width = min(PANEL, columns - column)
+            for k in range(part):
+                at, to = b.at + (first + k) * b.row + column, near_b.at + k * PANEL
+                for x in range(0, width, WIDE):
+                    store(room, to + x, load_wide(b.values, at + x))
+            out = Matrix(c.values, c.at + column, c.row, 1, PANEL)
+            _multiply(near_a, near_b, out, (rows, width, part), first > 0)
+    for row in range(rows):
+        totals[row] = room[sums + row * WIDE : sums + (row + 1) * WIDE].sum()
+
+
+@compiled
+def _copy_turned(a: Matrix, first: int, part: int, rows: int, room: Floats) -> None:
+    """Write columns first..first+part-1 of a turned ``a`` to room (rows, NEAR), with zeros to a whole wide vector."""
+    whole = part // LANES * LANES
+    for row in range(0, rows, LANES):
+        for k in range(0, whole, LANES):
+            transpose(a.values, a.at + (first + k) * a.step + row, a.step, room, row * NEAR + k, NEAR)
+        for r in range(row, row + LANES):
+            for k in range(whole, part):
+                room[r * NEAR + k] = a.values[a.at + (first + k) * a.step + r]
+            for k in range(part, -(-part // WIDE) * WIDE):
+                room[r * NEAR + k] = 0.0
+
+
+@either
+def room_for(rows: int) -> int:
+    """Numbers that ``set_long_product`` needs for so many rows."""
+    return rows * (NEAR + WIDE) + PANEL * NEAR
 
 
 TILE = PANEL if WIDE_REGISTERS else WIDE

@@ -190,6 +190,29 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Typed:  # noqa: AN
 
 
 @intrinsic
+def stream(typing: Any, array: Any, index: Any, value: Any) -> Typed:  # noqa: ANN401
+    """Write a wide vector past the caches; index: of the beginning of a line. ``settle`` has other threads see it."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+        written = builder.store(args[2], _address(context, builder, signature, args, args[2].type), align=64)
+        written.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), code
+
+
+@intrinsic
+def settle(typing: Any) -> Typed:  # noqa: ANN401
+    """What this thread has written is there before what it writes after."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
+@intrinsic
 def transpose(typing: Any, source: Any, at: Any, step: Any, target: Any, to: Any, stride: Any) -> Typed:  # noqa: ANN401
     """Read eight rows of eight numbers, ``step`` apart from ``at`` on, and write their columns, ``stride`` apart.
 

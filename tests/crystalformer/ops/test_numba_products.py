@@ -9,11 +9,14 @@ from crystalformer.config import PositiveFunction
 from crystalformer.ops.numba import rho
 from crystalformer.ops.numba.products import (
     DEPTH,
+    NEAR,
     add_product,
     matrix,
     pack,
     packed,
     packed_size,
+    room_for,
+    set_long_product,
     set_product,
     turned,
 )
@@ -90,3 +93,23 @@ def test_rho_and_its_slope_are_those_of_the_model(text):
     np.testing.assert_allclose(found, value.detach().numpy(), rtol=1e-9)
     slopes = [rho.slope_of(number, one, own) for number, one in zip(x.tolist(), found, strict=True)]
     np.testing.assert_allclose(slopes, slope, rtol=1e-6, atol=1e-9)
+
+
+@njit
+def long_product(a, b, shape):
+    rows, columns, depth = shape
+    out, totals = np.empty(rows * columns, np.float32), np.empty(rows, np.float32)
+    room = np.full(room_for(rows), np.nan, np.float32)
+    factor, result = matrix(b, 0, columns), matrix(out, 0, columns)
+    set_long_product(turned(a, 0, rows), factor, result, totals, shape, room)
+    return out, totals
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 1), (16, 64, NEAR), (48, 80, 2 * NEAR + 5), (192, 128, 9 * NEAR - 3)])
+def test_a_long_product_is_the_sum_over_the_depth(shape):
+    rows, columns, depth = shape
+    a, b = numbers(1, depth, rows), numbers(2, depth, columns)
+    out, totals = long_product(a.ravel(), b.ravel(), shape)
+    close = {"rtol": 1e-4, "atol": 2e-6 * depth}
+    np.testing.assert_allclose(out.reshape(rows, columns), a.T.astype(np.float64) @ b.astype(np.float64), **close)
+    np.testing.assert_allclose(totals, a.sum(axis=0, dtype=np.float64), **close)
