@@ -25,8 +25,8 @@ from crystalformer.ops.numba.block import (
 from crystalformer.ops.numba.fork import claim, fork
 from crystalformer.ops.numba.kernels import backward_keys, backward_queries
 from crystalformer.ops.numba.lanes import from_lanes, to_lanes, weight_from_lanes
-from crystalformer.ops.numba.operands import Gradients, Rows, Sizes, Team, reach
-from crystalformer.ops.numba.pairs import ByKey, Floats, IntArray, Plan
+from crystalformer.ops.numba.operands import Gradients, Rows, Sizes, Team
+from crystalformer.ops.numba.pairs import ByKey, Floats, IntArray
 from crystalformer.ops.numba.passes import gradients_of, own_features, sum_parts
 from crystalformer.ops.numba.products import (
     DEPTH,
@@ -61,6 +61,9 @@ which are read for each part anew, do not fit into the cache."""
 
 MANY = 4
 
+LONG = 1024
+"""Atoms from which parts of both factors are copied: those of fewer are near as they are."""
+
 
 class Flow(NamedTuple):
     """Gradients of what a block computes: dx2 and dx (N, F) of its features behind and before it, others between.
@@ -80,10 +83,9 @@ class Flow(NamedTuple):
 
 
 @inlined
-def backward_block(block: Block, plan: Plan, by_key: ByKey, flow: Flow, out: IntArray, team: Team) -> None:
+def backward_block(block: Block, rows: Rows, by_key: ByKey, flow: Flow, out: IntArray, team: Team) -> None:
     """Fill dx, and the gradients of the block's parameters; dx2 is given, what is between is overwritten."""
-    sizes, kept = block.sizes, block.kept
-    rows, omega = reach(plan, kept.c, block.heads, block.constants.cutoff_sigmas), omega_of(block)
+    sizes, kept, omega = block.sizes, block.kept, omega_of(block)
     threads, grads = threads_for(team, sizes.atoms), gradients_of(block.bases > 0, sizes, flow.pairs)
     first, second, third = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
     fork(_query_parts, team.parallel, threads, (first, block, rows, by_key, flow, grads, omega))
@@ -180,7 +182,7 @@ def _weight_parts(counter: IntArray, block: Block, flow: Flow, out: IntArray) ->
     """One thread's share of the gradients of the linear layers."""
     f, m, atoms = block.features, block.hidden, block.sizes.atoms
     size = ROWS if atoms <= DEPTH else MANY * ROWS
-    room = np.empty(room_for(size) if atoms > DEPTH else 0, F)
+    room = np.empty(room_for(size) if atoms >= LONG else 0, F)
     jobs = (
         (FIRST, flow.dinner, m, block.x1, f),
         (SECOND, flow.dx2, f, block.inner, m),
@@ -197,7 +199,7 @@ def _weight_parts(counter: IntArray, block: Block, flow: Flow, out: IntArray) ->
             last = min(first + size, rows)
             a, b = turned(gradient, first, rows), matrix(given, 0, columns)
             c = matrix(weight, first * columns, columns)
-            if atoms > DEPTH:
+            if atoms >= LONG:
                 set_long_product(a, b, c, bias[first:last], (last - first, columns, atoms), room)
             else:
                 set_product(a, b, c, (last - first, columns, atoms))

@@ -27,8 +27,8 @@ from crystalformer.ops.numba.block import (
 from crystalformer.ops.numba.block_gradient import Flow, backward_block
 from crystalformer.ops.numba.launch import Kernels, numbers_of
 from crystalformer.ops.numba.memory import LINE, PIECES
-from crystalformer.ops.numba.operands import Features, Sizes, Team, kept_in
-from crystalformer.ops.numba.pairs import ByKey, FloatArray, Floats, IntArray, Plan
+from crystalformer.ops.numba.operands import Features, Rows, Sizes, Team, kept_in, reach
+from crystalformer.ops.numba.pairs import FloatArray, Floats, IntArray, Plan, sort_by_key
 from crystalformer.ops.numba.rho import FUNCTIONS, Rho
 from crystalformer.ops.numba.simd import LANES, WIDE, compiled, either, inlined
 from crystalformer.ops.numba.threads import team
@@ -156,7 +156,6 @@ def _scratch_length(common: Common, pairs: int) -> int:
 @compiled
 def _backward(  # noqa: PLR0913 - arrays that numba takes one by one
     plan: Plan,
-    by_key: ByKey,
     common: Common,
     tables: Tables,
     team: Team,
@@ -171,15 +170,36 @@ def _backward(  # noqa: PLR0913 - arrays that numba takes one by one
     dx1, dq, dk, dv = scratch[:row], scratch[row : 2 * row], scratch[2 * row : 3 * row], scratch[3 * row : 4 * row]
     first, second, rest = scratch[4 * row : 5 * row], scratch[5 * row : 6 * row], scratch[6 * row :]
     inner, pairs = rest[: common.sizes.atoms * common.hidden], rest[common.sizes.atoms * common.hidden :]
-    given = dx2
+    used, in_reach, widest = _reached(plan, common, tables, x, memory)
+    by_key, given = sort_by_key(plan, widest), dx2
     for layer in range(len(tables.weights) - 1, -1, -1):
         own = memory[layer * length : (layer + 1) * length]
         before = x if layer == 0 else memory[layer * length - row : layer * length]
         block = _block(layer, common, tables, before, before, own)
         into = dx if layer == 0 else first if layer % 2 else second
         flow = Flow(given, inner, dx1, dq, dk, dv, into, pairs)
-        backward_block(block, plan, by_key, flow, tables.gradients[layer], team)
+        rows = Rows(plan, used[layer], in_reach[layer])
+        backward_block(block, rows, by_key, flow, tables.gradients[layer], team)
         given = into
+
+
+@compiled
+def _reached(
+    plan: Plan, common: Common, tables: Tables, x: Floats, memory: Floats
+) -> tuple[IntArray, IntArray, IntArray]:
+    """By layer the shells and the pairs of each atom that are in reach (L, N), and the most pairs (N,) in any."""
+    layers, length, atoms = len(tables.weights), _memory_length(common), common.sizes.atoms
+    used, pairs, widest = (
+        np.empty((layers, atoms), np.int64),
+        np.empty((layers, atoms), np.int64),
+        np.zeros(atoms, np.int64),
+    )
+    for layer in range(layers):
+        block = _block(layer, common, tables, x, x, memory[layer * length : (layer + 1) * length])
+        rows = reach(plan, block.kept.c, common.heads, block.constants.cutoff_sigmas)
+        used[layer], pairs[layer] = rows.used, rows.pairs
+        widest = np.maximum(widest, rows.pairs)
+    return used, pairs, widest
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +256,7 @@ class Encoder:
         common, tables = self._common(weights[PARAMETERS - 1]), self._tables(weights, gradients)
         scratch = PIECES.take(_scratch_length(common, len(self._pairs.arrays.key)))
         arrays = numbers_of(x), numbers_of(memory), scratch, numbers_of(dx2), numbers_of(dx)
-        _backward(self._pairs.placed, self._pairs.by_key, common, tables, team(), *arrays)
+        _backward(self._pairs.placed, common, tables, team(), *arrays)
         return dx, gradients
 
     def _common(self, radial: Tensor | None) -> Common:

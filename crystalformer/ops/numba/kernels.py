@@ -248,8 +248,8 @@ def backward_queries(
                     dprecision = fma(ds, broadcast(rows.plan.farness, shell), dprecision)
             store(grads.dc, atom * LANES, dprecision)
             _gather(own[LANES:], 2 * LANES, kept.k, keys, group, sizes, grads.dq, row)
-            slots = by_key.slot_of[rows.plan.pair_ptr[i] : rows.plan.pair_ptr[i] + pairs]
-            _put(own, slots, group * len(rows.plan.key), grads.pairs)
+            slots = by_key.slot_of[by_key.first[i] : by_key.first[i] + pairs]
+            _put(own, slots, group * len(by_key.slot), grads.pairs)
     settle()
 
 
@@ -289,7 +289,7 @@ def backward_keys(
     for j in range(first, last):
         count = _pairs_of(by_key, rows, j, slots, queries)
         for group in range(sizes.groups):
-            before, row = group * len(rows.plan.key), (group * sizes.atoms + j) * features
+            before, row = group * len(by_key.slot), (group * sizes.atoms + j) * features
             for x in range(count):
                 store(own, 2 * x * LANES, load_wide(grads.pairs, 2 * (before + slots[x]) * LANES))
             _gather(own, 2 * LANES, grads.dy, queries[:count], group, sizes, grads.dv, row)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from crystalformer.ops.numba import operands, passes
-from crystalformer.ops.numba.pairs import ByKey, Floats, PairPlan, Plan
+from crystalformer.ops.numba.pairs import Floats, PairPlan
 from crystalformer.ops.numba.simd import LANES, WIDE
 from crystalformer.ops.numba.threads import team
 
@@ -62,7 +62,7 @@ class Kernels:
         """
         make = torch.empty if self.shape[1] % LANES == 0 else torch.zeros
         memory, y = make(sum(self.sizes().lengths), **_FLOATS), torch.empty(self.shape, **_FLOATS)
-        self._run(passes.forward_pass, (self.plan.arrays,), [*qkv, c, y], weight, memory)
+        self._run(passes.forward_pass, [*qkv, c, y], weight, memory)
         return y, memory
 
     def backward(
@@ -76,26 +76,18 @@ class Kernels:
         dq, dk, dv = (torch.empty(self.shape, **_FLOATS) for _ in range(3))
         dc = torch.empty(n, heads, **_FLOATS)
         dweight = torch.empty(heads, features, int(self.basis[0]), **_FLOATS) if weight_heads else None
-        plans = self.plan.arrays, self.plan.by_key
-        self._run(passes.backward_pass, plans, [dq, dk, dv, dc, dy], dweight, memory)
+        self._run(passes.backward_pass, [dq, dk, dv, dc, dy], dweight, memory)
         if dweight is None:
             return dq, dk, dv, dc, torch.empty(0, features, 0, **_FLOATS)
         return dq, dk, dv, dc, dweight if weight_heads == heads else dweight.sum(0, keepdim=True)
 
-    def _run(
-        self,
-        work: Pass,
-        plans: tuple[Plan] | tuple[Plan, ByKey],
-        operator: Sequence[Tensor],
-        weight: Tensor | None,
-        memory: Tensor,
-    ) -> None:
+    def _run(self, work: Pass, operator: Sequence[Tensor], weight: Tensor | None, memory: Tensor) -> None:
         """Call a compiled pass; ``operator``: the tensors of operands.Outer from q to y."""
-        sizes, count = self.sizes(), int(self.basis[0]) if self.basis else 0
+        sizes, plan, count = self.sizes(), self.plan, int(self.basis[0]) if self.basis else 0
         step = 0 if weight is None or len(weight) == 1 else sizes.features * count
         numbers = *map(numbers_of, operator), _NOTHING if weight is None else numbers_of(weight)
         outer = operands.Outer(self.shape[1], count, step, *numbers)
-        work(*plans, outer, sizes, self.features(), team(), float(self.cutoff_sigmas), memory.numpy())
+        work(plan.arrays, outer, sizes, self.features(), team(), float(self.cutoff_sigmas), memory.numpy())
 
     def sizes(self) -> operands.Sizes:
         """Of this layer's arrays."""

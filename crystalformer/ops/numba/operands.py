@@ -3,10 +3,10 @@
 Eight heads go side by side in one vector, so no sum ever runs across a vector and any number of features, of radial
 bases and of heads (filled up with zeros) will do. All arrays are flat; legend of their shapes:
 
-    G groups of eight heads · N atoms · S shells · E pairs · D features a head
+    G groups of eight heads · N atoms · S shells · P pairs in reach · D features a head
     K radial bases, filled up to a multiple of sixteen
     q, k, v, y, dy … (G, N, D, 8) · c, lse, dc (G, N, 8) · sums (G, N, K, 8) · weight (G, K, D, 8)
-    pairs (G, E, 2, 8) · dweight: as weight, once for every ``part`` atoms
+    pairs (G, P, 2, 8) · dweight: as weight, once for every ``part`` atoms
 
 c: 1/(2 sigma²) of each atom's Gaussians in 1/Å².
 """
@@ -57,7 +57,7 @@ class Kept(NamedTuple):
 class Gradients(NamedTuple):
     """What the backward reads and writes; pairs: softmax weights and, beside each, gradients of scores.
 
-    Of the pairs in reach, each in the slot that pairs.ByKey has for it.
+    Each pair is in the slot that pairs.ByKey has for it.
     """
 
     dy: Floats

@@ -7,7 +7,6 @@ in the order of i and then of their nearest shells.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -55,13 +54,15 @@ class Plan(NamedTuple):
 
 
 class ByKey(NamedTuple):
-    """The pairs in the order of j, then of i, and where their gradients lie, from i to j.
+    """Pairs, P of them, in the order of j, then of i, and where their gradients lie, from i to j.
 
-    ptr (N+1,): where the pairs of a key begin. query (E,): i. rank (E,): the pair's place among those of i.
-    slot (E,): where its gradients lie; slot_of (E,): the same by the plan's own order of pairs. What ``TOGETHER``
-    atoms give to a key is side by side: for each pair by itself a key would look into a page of its own.
+    Of each atom i the first ones are there: first (N+1,) says how many come before. ptr (N+1,): where the pairs of a
+    key begin. query (P,): i. rank (P,): the pair's place among those of i. slot (P,): where its gradients lie;
+    slot_of (P,): the same in the order of i. What ``TOGETHER`` atoms give to a key is side by side: for each pair by
+    itself a key would look into a page of its own.
     """
 
+    first: IntArray
     ptr: IntArray
     query: Int32Array
     rank: Int32Array
@@ -69,7 +70,7 @@ class ByKey(NamedTuple):
     slot_of: Int32Array
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
 class PairPlan:
     """A batch's plan, and what is kept with it.
 
@@ -100,11 +101,6 @@ class PairPlan:
         found = _join(plan, neighbor, count)
         arrays = plan._replace(key=key[:found].copy(), nearest=nearest[:found].copy())
         return cls(arrays=arrays, placed=arrays if order is places else arrays._replace(order=places))
-
-    @cached_property
-    def by_key(self) -> ByKey:
-        """The pairs as the backward walks them: only training asks for it."""
-        return _sort_by_key(self.arrays)
 
 
 PLANS: Handles[PairPlan] = Handles()
@@ -173,24 +169,28 @@ def _join(plan: Plan, neighbor: IntArray, count: IntArray) -> int:
 
 
 @compiled
-def _sort_by_key(plan: Plan) -> ByKey:
-    atoms, pairs = len(plan.order), len(plan.key)
-    ptr = np.zeros(atoms + 1, np.int64)
-    for pair in range(pairs):
-        ptr[plan.key[pair] + 1] += 1
+def sort_by_key(plan: Plan, pairs: IntArray) -> ByKey:
+    """The lists of the first ``pairs`` (N,) of each atom."""
+    atoms = len(plan.order)
+    first, ptr = np.zeros(atoms + 1, np.int64), np.zeros(atoms + 1, np.int64)
+    for i in range(atoms):
+        first[i + 1] = first[i] + pairs[i]
+        for pair in range(plan.pair_ptr[i], plan.pair_ptr[i] + pairs[i]):
+            ptr[plan.key[pair] + 1] += 1
     for j in range(atoms):
         ptr[j + 1] += ptr[j]
-    query, rank = np.empty(pairs, np.int32), np.empty(pairs, np.int32)
-    slot, slot_of = np.empty(pairs, np.int32), np.empty(pairs, np.int32)
+    found = first[-1]
+    query, rank = np.empty(found, np.int32), np.empty(found, np.int32)
+    slot, slot_of = np.empty(found, np.int32), np.empty(found, np.int32)
     filled = ptr[:-1].copy()
     for i in range(atoms):
-        for pair in range(plan.pair_ptr[i], plan.pair_ptr[i + 1]):
-            x = filled[plan.key[pair]]
-            query[x], rank[x] = i, pair - plan.pair_ptr[i]
-            filled[plan.key[pair]] += 1
-    free = plan.pair_ptr[:-1:TOGETHER].copy()
-    for x in range(pairs):
-        group = query[x] // TOGETHER
-        slot[x], slot_of[plan.pair_ptr[query[x]] + rank[x]] = free[group], free[group]
-        free[group] += 1
-    return ByKey(ptr, query, rank, slot, slot_of)
+        for place in range(pairs[i]):
+            j = plan.key[plan.pair_ptr[i] + place]
+            query[filled[j]], rank[filled[j]] = i, place
+            filled[j] += 1
+    free = first[:-1:TOGETHER].copy()
+    for x in range(found):
+        part = query[x] // TOGETHER
+        slot[x], slot_of[first[query[x]] + rank[x]] = free[part], free[part]
+        free[part] += 1
+    return ByKey(first, ptr, query, rank, slot, slot_of)

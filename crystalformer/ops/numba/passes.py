@@ -23,7 +23,7 @@ from crystalformer.ops.numba.operands import (
     kept_in,
     reach,
 )
-from crystalformer.ops.numba.pairs import ByKey, Floats, IntArray, Plan
+from crystalformer.ops.numba.pairs import ByKey, Floats, IntArray, Plan, sort_by_key
 from crystalformer.ops.numba.radial import backward_weight
 from crystalformer.ops.numba.simd import LANES, add, compiled, load, store
 
@@ -47,19 +47,13 @@ def forward_pass(
 
 @compiled
 def backward_pass(
-    plan: Plan,
-    by_key: ByKey,
-    outer: Outer,
-    sizes: Sizes,
-    radial: Features,
-    team: Team,
-    cutoff_sigmas: float,
-    memory: Floats,
+    plan: Plan, outer: Outer, sizes: Sizes, radial: Features, team: Team, cutoff_sigmas: float, memory: Floats
 ) -> None:
     """Fill the gradients of all but y, whose own is given, from what the forward left in the memory."""
     kept, order, heads = kept_in(memory, sizes), plan.order, outer.heads
     rows = reach(plan, kept.c, heads, cutoff_sigmas)
-    count = 2 * sizes.groups * len(plan.key) * LANES
+    by_key = sort_by_key(plan, rows.pairs)
+    count = 2 * sizes.groups * len(by_key.slot) * LANES
     pairs = from_a_line_on(np.empty(count + LINE, F), count)
     grads, threads = gradients_of(len(outer.weight) > 0, sizes, pairs), _threads(team, rows)
     first, second = np.zeros(1, np.int64), np.zeros(1, np.int64)

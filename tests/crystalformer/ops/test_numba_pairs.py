@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crystalformer.ops.numba.kernels import FAR, _put
-from crystalformer.ops.numba.pairs import TOGETHER, PairPlan
+from crystalformer.ops.numba.pairs import TOGETHER, PairPlan, sort_by_key
 from crystalformer.ops.numba.simd import LANES, compiled
 from tests.crystalformer.crystals import batch_of, random_crystal, supercell
 
@@ -16,19 +16,25 @@ CRYSTALS = {
 
 
 @pytest.mark.parametrize("name", CRYSTALS)
-def test_every_pair_is_at_its_key_once_and_has_a_slot_beside_others_of_that_key(name):
-    pairs = PairPlan.of(batch_of(*CRYSTALS[name]()).unmerged(4.0).shells(4.0))
-    plan, by_key = pairs.arrays, pairs.by_key
-    query = np.repeat(np.arange(len(plan.order)), np.diff(plan.pair_ptr))
-    rank = np.arange(len(plan.key)) - plan.pair_ptr[query]
-    order = np.lexsort((query, plan.key))
-    np.testing.assert_array_equal(by_key.ptr, np.searchsorted(plan.key[order], np.arange(len(plan.order) + 1)))
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_every_pair_in_reach_is_at_its_key_once_and_has_a_slot_beside_others_of_that_key(name, share):
+    plan = PairPlan.of(batch_of(*CRYSTALS[name]()).unmerged(4.0).shells(4.0)).arrays
+    atoms, all_pairs = len(plan.order), np.diff(plan.pair_ptr)
+    pairs = np.random.default_rng(0).binomial(all_pairs, share)
+    by_key = sort_by_key(plan, pairs)
+    query = np.repeat(np.arange(atoms), pairs)
+    first = np.append(0, np.cumsum(pairs))
+    rank = np.arange(first[-1]) - first[query]
+    key = plan.key[plan.pair_ptr[query] + rank]
+    order = np.lexsort((query, key))
+    np.testing.assert_array_equal(by_key.first, first)
+    np.testing.assert_array_equal(by_key.ptr, np.searchsorted(key[order], np.arange(atoms + 1)))
     np.testing.assert_array_equal(by_key.query, query[order])
     np.testing.assert_array_equal(by_key.rank, rank[order])
     np.testing.assert_array_equal(by_key.slot, by_key.slot_of[order])
     by_slot = np.argsort(by_key.slot_of)
-    np.testing.assert_array_equal(by_key.slot_of[by_slot], np.arange(len(plan.key)))
-    np.testing.assert_array_equal(by_slot, np.lexsort((query, plan.key, query // TOGETHER)))
+    np.testing.assert_array_equal(by_key.slot_of[by_slot], np.arange(len(key)))
+    np.testing.assert_array_equal(by_slot, np.lexsort((query, key, query // TOGETHER)))
 
 
 @compiled
