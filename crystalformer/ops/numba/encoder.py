@@ -171,7 +171,7 @@ def _backward(  # noqa: PLR0913 - arrays that numba takes one by one
     first, second, rest = scratch[4 * row : 5 * row], scratch[5 * row : 6 * row], scratch[6 * row :]
     inner, pairs = rest[: common.sizes.atoms * common.hidden], rest[common.sizes.atoms * common.hidden :]
     used, in_reach, widest = _reached(plan, common, tables, x, memory)
-    by_key, given = sort_by_key(plan, widest), dx2
+    by_key, given = sort_by_key(plan, widest, common.sizes.groups), dx2
     for layer in range(len(tables.weights) - 1, -1, -1):
         own = memory[layer * length : (layer + 1) * length]
         before = x if layer == 0 else memory[layer * length - row : layer * length]

@@ -52,8 +52,6 @@ from crystalformer.ops.numba.simd import (
 F = np.float32
 _ZERO, _ONE = F(0.0), F(1.0)
 _LEAST = F(-1e30)
-FAR = 2**23
-"""Numbers of all pairs' gradients from which they are in no cache any more when they are read."""
 
 
 @compiled
@@ -210,7 +208,7 @@ def backward_queries(
     window, features = sizes.window, sizes.features
     most, most_pairs = most_used(rows, first, last)
     score, dp_pair = np.empty(most_pairs * LANES, F), np.empty(most_pairs * LANES, F)
-    own, scale = np.empty(most_pairs * 2 * LANES, F), splat(sizes.scale)
+    own, scale = np.empty(most_pairs * 2 * LANES if by_key.far else 0, F), splat(sizes.scale)
     dp_row, reached = np.empty(most * LANES, F), np.zeros(last - first, np.int64)
     dsums = np.empty(sizes.groups * (last - first) * sizes.bases * LANES, F)
     for i in range(first, last):
@@ -234,7 +232,8 @@ def backward_queries(
             if window:
                 of = group * one_group + (i - first) * sizes.bases * LANES
                 times_features(radial, at, used, window, dsums, of, dp_row)
-            _clear(own, 0, 2 * pairs)
+            pair_gradients = _room(by_key, grads, group, i, own)
+            _clear(pair_gradients, 0, 2 * pairs)
             dprecision = splat(_ZERO)
             for t in range(0, used, 2):
                 p, after = _weights(rows, start + t, start + used, precision, score, splat(_ZERO))
@@ -243,25 +242,32 @@ def backward_queries(
                     if window:
                         dp = add(dp, load(dp_row, (shell - start) * LANES))
                     ds, pair = mul(weight, dp), 2 * _pair(rows, shell)
-                    store(own, pair, add(load(own, pair), weight))
-                    store(own, pair + LANES, fma(ds, scale, load(own, pair + LANES)))
+                    store(pair_gradients, pair, add(load(pair_gradients, pair), weight))
+                    store(pair_gradients, pair + LANES, fma(ds, scale, load(pair_gradients, pair + LANES)))
                     dprecision = fma(ds, broadcast(rows.plan.farness, shell), dprecision)
             store(grads.dc, atom * LANES, dprecision)
-            _gather(own[LANES:], 2 * LANES, kept.k, keys, group, sizes, grads.dq, row)
-            slots = by_key.slot_of[by_key.first[i] : by_key.first[i] + pairs]
-            _put(own, slots, group * len(by_key.slot), grads.pairs)
+            _gather(pair_gradients[LANES:], 2 * LANES, kept.k, keys, group, sizes, grads.dq, row)
+            _put(own, by_key, group, i, pairs, grads.pairs)
     settle()
 
 
+@inlined
+def _room(by_key: ByKey, grads: Gradients, group: int, i: int, own: Floats) -> Floats:
+    """Where the gradients of atom i's pairs are summed: where they stay or, where that is far, in ``own`` memory."""
+    if by_key.far:
+        return own
+    begin = 2 * (group * len(by_key.slot) + by_key.first[i]) * LANES
+    return grads.pairs[begin:]
+
+
 @compiled
-def _put(own: Floats, slots: Int32Array, first: int, out: Floats) -> None:
-    """Write an atom's pairs to their slots; past the caches where they would not stay there until they are read."""
-    if len(out) > FAR:
-        for pair in range(len(slots)):
-            stream(out, 2 * (first + slots[pair]) * LANES, load_wide(own, 2 * pair * LANES))
-    else:
-        for pair in range(len(slots)):
-            store(out, 2 * (first + slots[pair]) * LANES, load_wide(own, 2 * pair * LANES))
+def _put(own: Floats, by_key: ByKey, group: int, i: int, pairs: int, out: Floats) -> None:
+    """Write atom i's pairs to slots that are far, past the caches: they would not stay there until they are read."""
+    if by_key.far:
+        first, before = by_key.first[i], group * len(by_key.slot)
+        for pair in range(pairs):
+            slot = before + by_key.slot_of[first + pair]
+            stream(out, 2 * slot * LANES, load_wide(own, 2 * pair * LANES))
 
 
 @compiled

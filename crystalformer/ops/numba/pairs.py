@@ -27,8 +27,11 @@ NEAR = 256
 CLUSTER = 32
 """An atom and up to so many of its nearest follow one another then."""
 
+FAR = 2**19
+"""Pairs of eight heads whose gradients, a line each, are in no cache any more when their keys read them."""
+
 TOGETHER = 64
-"""Atoms whose pairs lie in the order of their keys: these are within reach of a core's second cache."""
+"""Atoms whose pairs then lie in the order of their keys: a key finds several side by side, not a page for each."""
 
 
 class Plan(NamedTuple):
@@ -58,8 +61,8 @@ class ByKey(NamedTuple):
 
     Of each atom i the first ones are there: first (N+1,) says how many come before. ptr (N+1,): where the pairs of a
     key begin. query (P,): i. rank (P,): the pair's place among those of i. slot (P,): where its gradients lie;
-    slot_of (P,): the same in the order of i. What ``TOGETHER`` atoms give to a key is side by side: for each pair by
-    itself a key would look into a page of its own.
+    slot_of (P,): the same in the order of i. far: whether they are more than FAR, which lie TOGETHER, and not in the
+    order of i.
     """
 
     first: IntArray
@@ -68,6 +71,7 @@ class ByKey(NamedTuple):
     rank: Int32Array
     slot: Int32Array
     slot_of: Int32Array
+    far: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True)
@@ -169,8 +173,8 @@ def _join(plan: Plan, neighbor: IntArray, count: IntArray) -> int:
 
 
 @compiled
-def sort_by_key(plan: Plan, pairs: IntArray) -> ByKey:
-    """The lists of the first ``pairs`` (N,) of each atom."""
+def sort_by_key(plan: Plan, pairs: IntArray, groups: int) -> ByKey:
+    """The lists of the first ``pairs`` (N,) of each atom, for so many groups of eight heads."""
     atoms = len(plan.order)
     first, ptr = np.zeros(atoms + 1, np.int64), np.zeros(atoms + 1, np.int64)
     for i in range(atoms):
@@ -188,9 +192,11 @@ def sort_by_key(plan: Plan, pairs: IntArray) -> ByKey:
             j = plan.key[plan.pair_ptr[i] + place]
             query[filled[j]], rank[filled[j]] = i, place
             filled[j] += 1
+    far = groups * found > FAR
     free = first[:-1:TOGETHER].copy()
     for x in range(found):
-        part = query[x] // TOGETHER
-        slot[x], slot_of[first[query[x]] + rank[x]] = free[part], free[part]
+        own, part = first[query[x]] + rank[x], query[x] // TOGETHER
+        slot[x] = free[part] if far else own
+        slot_of[own] = slot[x]
         free[part] += 1
-    return ByKey(first, ptr, query, rank, slot, slot_of)
+    return ByKey(first, ptr, query, rank, slot, slot_of, far)

@@ -52,7 +52,7 @@ def backward_pass(
     """Fill the gradients of all but y, whose own is given, from what the forward left in the memory."""
     kept, order, heads = kept_in(memory, sizes), plan.order, outer.heads
     rows = reach(plan, kept.c, heads, cutoff_sigmas)
-    by_key = sort_by_key(plan, rows.pairs)
+    by_key = sort_by_key(plan, rows.pairs, sizes.groups)
     count = 2 * sizes.groups * len(by_key.slot) * LANES
     pairs = from_a_line_on(np.empty(count + LINE, F), count)
     grads, threads = gradients_of(len(outer.weight) > 0, sizes, pairs), _threads(team, rows)

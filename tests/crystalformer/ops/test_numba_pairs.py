@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from crystalformer.ops.numba.kernels import FAR, _put
-from crystalformer.ops.numba.pairs import TOGETHER, PairPlan, sort_by_key
+from crystalformer.ops.numba.kernels import _put
+from crystalformer.ops.numba.pairs import FAR, TOGETHER, PairPlan, sort_by_key
 from crystalformer.ops.numba.simd import LANES, compiled
 from tests.crystalformer.crystals import batch_of, random_crystal, supercell
 
@@ -16,12 +16,12 @@ CRYSTALS = {
 
 
 @pytest.mark.parametrize("name", CRYSTALS)
-@pytest.mark.parametrize("share", [1.0, 0.4])
-def test_every_pair_in_reach_is_at_its_key_once_and_has_a_slot_beside_others_of_that_key(name, share):
+@pytest.mark.parametrize(("share", "groups"), [(1.0, 1), (0.4, 1), (0.7, FAR)])
+def test_every_pair_in_reach_is_at_its_key_once_and_where_there_are_many_beside_others_of_it(name, share, groups):
     plan = PairPlan.of(batch_of(*CRYSTALS[name]()).unmerged(4.0).shells(4.0)).arrays
     atoms, all_pairs = len(plan.order), np.diff(plan.pair_ptr)
     pairs = np.random.default_rng(0).binomial(all_pairs, share)
-    by_key = sort_by_key(plan, pairs)
+    by_key = sort_by_key(plan, pairs, groups)
     query = np.repeat(np.arange(atoms), pairs)
     first = np.append(0, np.cumsum(pairs))
     rank = np.arange(first[-1]) - first[query]
@@ -34,22 +34,26 @@ def test_every_pair_in_reach_is_at_its_key_once_and_has_a_slot_beside_others_of_
     np.testing.assert_array_equal(by_key.slot, by_key.slot_of[order])
     by_slot = np.argsort(by_key.slot_of)
     np.testing.assert_array_equal(by_key.slot_of[by_slot], np.arange(len(key)))
-    np.testing.assert_array_equal(by_slot, np.lexsort((query, key, query // TOGETHER)))
+    assert by_key.far == (groups == FAR)
+    expected = np.lexsort((query, key, query // TOGETHER)) if by_key.far else np.arange(len(key))
+    np.testing.assert_array_equal(by_slot, expected)
 
 
 @compiled
-def put(own, slots, first, out):
-    _put(own, slots, first, out)
+def put(own, by_key, out):
+    _put(own, by_key, 1, 2, len(own) // (2 * LANES), out)
 
 
-@pytest.mark.parametrize("length", [FAR, 2 * FAR])
-def test_pairs_come_to_their_slots_past_the_caches_or_not(length):
-    count, first = 300, 1000
-    whole = np.zeros(length + 16, np.float32)
-    out = whole[-whole.ctypes.data // 4 % 16 :][:length]
-    own = np.random.default_rng(0).normal(size=(count, 2 * LANES)).astype(np.float32)
-    slots = np.random.default_rng(1).permutation(length // (2 * LANES) - first)[:count].astype(np.int32)
-    put(own.ravel(), slots, first, out)
-    rows = out.reshape(-1, 2 * LANES)
-    np.testing.assert_array_equal(rows[first + slots], own)
-    assert np.count_nonzero(rows.any(axis=1)) == count
+@pytest.mark.parametrize("far", [True, False])
+def test_pairs_that_are_far_come_to_their_slots(far):
+    plan = PairPlan.of(batch_of(random_crystal(90, seed=1)).unmerged(4.0).shells(4.0)).arrays
+    pairs = np.diff(plan.pair_ptr)
+    by_key = sort_by_key(plan, pairs, FAR if far else 1)
+    whole = np.zeros((2 * len(plan.key) + 1) * 2 * LANES, np.float32)
+    out = whole[-whole.ctypes.data // 4 % 16 :][: 2 * len(plan.key) * 2 * LANES]
+    own = np.random.default_rng(0).normal(size=(pairs[2], 2 * LANES)).astype(np.float32)
+    put(own.ravel(), by_key, out)
+    expected = np.zeros((2 * len(plan.key), 2 * LANES), np.float32)
+    if far:
+        expected[len(plan.key) + by_key.slot_of[pairs[:2].sum() :][: pairs[2]]] = own
+    np.testing.assert_array_equal(out.reshape(expected.shape), expected)
