@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from llvmlite import binding, ir
 from numba import njit, types
-from numba.core import cgutils, config
+from numba.core import config
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_jitable, register_model
 from numba.np.arrayobj import make_array
@@ -160,22 +160,6 @@ def broadcast(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401
         return splat_of(builder, builder.load(builder.gep(data, [args[1]])))
 
     return vector(array, types.intp), code
-
-
-@intrinsic
-def prefetch(typing: Any, array: Any, index: Any) -> Typed:  # noqa: ANN401
-    """Have the numbers around ``index`` of a flat float32 array brought to the cache."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
-        data = make_array(signature.args[0])(context, builder, args[0]).data
-        address = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
-        flag = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(function, [address, flag(0), flag(3), flag(1)])
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), code
 
 
 @intrinsic
