@@ -8,6 +8,7 @@ from crystalformer.ops import RadialBasis, periodic_attention
 from crystalformer.ops.numba import custom_op, launch, simd
 from crystalformer.ops.numba import threads as threads_module
 from crystalformer.ops.numba.lanes import from_lanes, to_lanes
+from crystalformer.ops.numba.pairs import FAR
 from tests.crystalformer.crystals import batch_of, golden_crystals, random_crystal, supercell
 from tests.crystalformer.ops.operands import RADIAL, attend, errors, operands
 
@@ -47,6 +48,31 @@ def test_output_and_every_gradient_of_a_large_crystal():
     batch = batch_of(random_crystal(200, seed=200, skew=0.1), *golden_crystals()[:2])
     few = RadialBasis(count=3, r_max=4.0, width=1.0)  # the oracle's memory
     check(batch, operands(batch, heads=1, features=2, radial=few, scale=0.35))
+
+
+def pairs_in_reach(batch, given, cutoff_sigmas: float = 8.0) -> int:
+    radius = cutoff_sigmas * given.scale / given.rho.min(dim=1).values.numpy() ** 0.5 * 0.999
+    shells = batch.shells(float(radius.max()))
+    query = np.repeat(np.arange(batch.num_atoms), np.diff(shells.ptr.numpy()))
+    near = shells.distance.numpy() <= radius[query]
+    return len(np.unique(query[near] * batch.num_atoms + shells.neighbor.numpy()[near]))
+
+
+def test_output_and_every_gradient_where_the_pairs_leave_the_caches():
+    batch = batch_of(supercell(random_crystal(40, seed=4), 4, 2, 2), random_crystal(7, seed=7)).unmerged(12.0)
+    given = operands(batch, heads=64, features=2, radial=RadialBasis(count=3, r_max=4.0, width=1.0), scale=0.8)
+    assert given.q.shape[1] // simd.LANES * pairs_in_reach(batch, given) > FAR
+    exact = attend(batch, given.to(torch.float32).to(torch.float64), "torch")
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(attend(batch, given.to(torch.float32), "numba"))
+    finally:
+        torch.set_num_threads(before)
+    assert max(errors(found[0], exact).values()) < ROUNDING
+    for name, value in found[0].items():
+        assert torch.equal(found[1][name], value), name
 
 
 VARIANTS = {
