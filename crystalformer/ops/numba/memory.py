@@ -48,11 +48,12 @@ class Pieces:
     def _kept(self, count: int) -> Floats | None:
         """The smallest free piece of ``count`` numbers and more. Where there is none those that there are go."""
         with self._lock:
-            fitting = [number for number, whole in enumerate(self._free) if len(whole) >= count]
-            if fitting:
-                return self._free.pop(fitting[0])
-            self._free.clear()  # a run's batches differ little: too small for this one, they will be for others
-            return None
+            taken = next((whole for whole in self._free if len(whole) >= count), None)
+            if taken is None:
+                self._free = []  # a run's batches differ little: too small for this one, they will be for others
+            # By itself, not by its place: the collector may have added another piece since.
+            self._free = [whole for whole in self._free if whole is not taken]
+            return taken
 
     def _give_back(self, whole: Floats) -> None:
         with self._lock:
